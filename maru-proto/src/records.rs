@@ -1,0 +1,406 @@
+//! The records that bodies are made of.
+//!
+//! Sizes, offsets and lengths are in bytes. Every record is a multiple of eight bytes long.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::{KeyDigest, RecordStatus};
+
+macro_rules! records {
+    ($($(#[$doc:meta])* $name:ident: $size:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {
+        $(
+            $(#[$doc])*
+            #[derive(
+                Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+            )]
+            #[repr(C)]
+            pub struct $name {
+                $($(#[$field_doc])* pub $field: $type,)*
+            }
+
+            const _: () = assert!(size_of::<$name>() == $size && $size % crate::BODY_ALIGN == 0);
+        )*
+
+        /// Name and size of every record, for the tests.
+        #[cfg(test)]
+        const SIZES: &[(&str, usize)] = &[$((stringify!($name), $size)),*];
+    };
+}
+
+records! {
+    /// REQUEST_ALLOC: a region of `size` bytes in pages of `page_size`.
+    RequestAllocRequest: 24 {
+        /// Bytes of the region; rounded up to whole pages and to the pool's granularity.
+        size: U64,
+        /// Bytes of a page: the chunk size of the instance.
+        page_size: U64,
+        /// The pool, or [`RequestAllocRequest::ANY_POOL`].
+        pool_id: U32,
+        /// 0.
+        reserved: U32,
+    }
+
+    /// RETURN_ALLOC: the region to give back.
+    ReturnAllocRequest: 8 {
+        /// The region, owned by the caller.
+        region_id: U32,
+        /// 0.
+        reserved: U32,
+    }
+
+    /// GET_REGION: the region to describe.
+    GetRegionRequest: 8 {
+        /// The region.
+        region_id: U32,
+        /// 0.
+        reserved: U32,
+    }
+
+    /// LIST_ALLOCATIONS: whose regions, from where on.
+    ListAllocationsRequest: 8 {
+        /// The wire value of an [`AllocationFilter`].
+        filter: U32,
+        /// Only regions with a greater id: 0 at first, then the last id seen, until the answer is empty.
+        after: U32,
+    }
+
+    /// One region.
+    RegionRecord: 64 {
+        /// Its id: never 0, below 2^31, given once in a deployment.
+        region_id: U32,
+        /// The pool that it lies in.
+        pool_id: U32,
+        /// Where it begins in the pool.
+        pool_offset: U64,
+        /// Its bytes.
+        size: U64,
+        /// Bytes of one of its pages.
+        page_size: U64,
+        /// The owner's instance number; 0 for an orphan.
+        owner: U32,
+        /// The wire value of a [`RegionState`].
+        state: U32,
+        /// Its pages.
+        pages: U32,
+        /// Entries in it.
+        entries: U32,
+        /// Pages that others freed and the owner has not taken back.
+        freed_pages: U32,
+        /// 0.
+        reserved: U32,
+        /// Bytes of the entries in it.
+        entry_bytes: U64,
+    }
+
+    /// One pool.
+    PoolRecord: 320 {
+        /// Its id.
+        pool_id: U32,
+        /// The wire value of a [`PoolKind`].
+        kind: U32,
+        /// Its bytes.
+        size: U64,
+        /// Bytes not in any region.
+        free: U64,
+        /// Bytes of the longest free extent: the largest region it could give.
+        largest_free: U64,
+        /// Regions begin and end at multiples of this.
+        granularity: U64,
+        /// The device's UUID, zero for folders.
+        uuid: [u8; 16],
+        /// Bytes of the path.
+        path_len: U16,
+        /// 0.
+        reserved: [u8; 6],
+        /// Where hosts of this server find the memory: UTF-8.
+        path: [u8; POOL_PATH_MAX],
+    }
+
+    /// RECLAIM_PAGES: how many pages are wanted back.
+    ReclaimRequest: 8 {
+        /// Pages wanted at most.
+        want: U32,
+        /// One of the caller's regions, or 0 for any.
+        region_id: U32,
+    }
+
+    /// A page that its owner has back.
+    PageRecord: 8 {
+        /// The region.
+        region_id: U32,
+        /// The page's index in the region.
+        page_index: U32,
+    }
+
+    /// REGISTER_KV: a chunk to make visible.
+    RegisterRecord: 32 {
+        /// Its key's digest.
+        digest: KeyDigest,
+        /// The region, owned by the caller.
+        region_id: U32,
+        /// Bytes of the chunk; at least 1, at most a page.
+        length: U32,
+        /// Where the page begins in the region: a multiple of the page size.
+        offset: U64,
+    }
+
+    /// Where a chunk is.
+    LocationRecord: 32 {
+        /// The wire value of a [`RecordStatus`]; without OK the rest is 0.
+        status: u8,
+        /// 0.
+        reserved: [u8; 3],
+        /// The region.
+        region_id: U32,
+        /// Where the chunk begins in the region.
+        offset: U64,
+        /// Bytes of the chunk.
+        length: U64,
+        /// The registration's number: a page holds other bytes under another generation.
+        generation: U32,
+        /// 0.
+        reserved_end: U32,
+    }
+
+    /// HEARTBEAT, answered: the server's run and its clock.
+    HeartbeatRecord: 16 {
+        /// The number of the server's run.
+        epoch: U64,
+        /// Milliseconds since the server started, monotonic.
+        uptime_ms: U64,
+    }
+
+    /// One figure of GET_STATS. A reader skips kinds it does not know.
+    StatRecord: 16 {
+        /// The wire value of a [`StatKind`].
+        kind: U16,
+        /// What the kind's documentation says, or 0.
+        detail: U16,
+        /// 0.
+        reserved: U32,
+        /// The figure.
+        value: U64,
+    }
+
+    /// GET_USAGE: from which instance on.
+    UsageRequest: 8 {
+        /// Only instances with a greater number: 0 at first, then the last number seen, until the answer is empty.
+        after: U32,
+        /// 0.
+        reserved: U32,
+    }
+
+    /// What one instance uses.
+    UsageRecord: 184 {
+        /// The instance's number.
+        instance: U32,
+        /// Open connections.
+        connections: U32,
+        /// Regions owned.
+        regions: U32,
+        /// Entries in them.
+        entries: U32,
+        /// Bytes of the regions.
+        region_bytes: U64,
+        /// Bytes of the entries.
+        entry_bytes: U64,
+        /// Entries that the instance has pinned, anybody's.
+        pinned_entries: U64,
+        /// Pins that it holds.
+        pins: U64,
+        /// Milliseconds of its grace period that are left, 0 while it has connections.
+        grace_left_ms: U64,
+        /// Its name.
+        instance_id: crate::InstanceId,
+    }
+}
+
+/// Bytes that a pool's path may have.
+pub const POOL_PATH_MAX: usize = 256;
+
+impl RequestAllocRequest {
+    /// Any pool will do.
+    pub const ANY_POOL: u32 = u32::MAX;
+}
+
+impl LocationRecord {
+    /// The status; `None` where the value is unknown.
+    pub const fn record_status(&self) -> Option<RecordStatus> {
+        RecordStatus::from_u8(self.status)
+    }
+
+    /// A record without a location.
+    pub const fn without(status: RecordStatus) -> LocationRecord {
+        LocationRecord {
+            status: status as u8,
+            reserved: [0; 3],
+            region_id: U32::ZERO,
+            offset: U64::ZERO,
+            length: U64::ZERO,
+            generation: U32::ZERO,
+            reserved_end: U32::ZERO,
+        }
+    }
+}
+
+impl PoolRecord {
+    /// The path, or `None` where the record, which came from a peer, has none.
+    pub fn path(&self) -> Option<&str> {
+        str::from_utf8(self.path.get(..usize::from(self.path_len.get()))?).ok()
+    }
+}
+
+macro_rules! wire_enum {
+    ($(#[$enum_doc:meta])* $enum:ident: $repr:ident, $from:ident, {
+        $($(#[$doc:meta])* $variant:ident = $value:literal, $name:literal;)*
+    }) => {
+        $(#[$enum_doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr($repr)]
+        #[non_exhaustive]
+        pub enum $enum {
+            $($(#[$doc])* $variant = $value,)*
+        }
+
+        impl $enum {
+            /// Every value.
+            pub const ALL: &[$enum] = &[$($enum::$variant,)*];
+
+            /// The value with this number on the wire, if there is one.
+            pub const fn $from(value: $repr) -> Option<$enum> {
+                match value {
+                    $($value => Some($enum::$variant),)*
+                    _ => None,
+                }
+            }
+
+            /// The name that the documentation uses.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $($enum::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+wire_enum! {
+    /// Whose regions LIST_ALLOCATIONS lists.
+    AllocationFilter: u32, from_u32, {
+        /// Everybody's.
+        All = 0, "all";
+        /// The caller's.
+        Mine = 1, "mine";
+        /// Everybody's but the caller's.
+        Others = 2, "others";
+    }
+}
+
+wire_enum! {
+    /// What becomes of a region.
+    RegionState: u32, from_u32, {
+        /// Its owner writes into it.
+        Owned = 0, "owned";
+        /// Its owner is gone; it is read until its last entry goes.
+        Orphan = 1, "orphan";
+    }
+}
+
+wire_enum! {
+    /// What a pool is made of.
+    PoolKind: u32, from_u32, {
+        /// A folder; each region is a file `region-ID` in it.
+        Folder = 0, "folder";
+    }
+}
+
+wire_enum! {
+    /// What a figure of GET_STATS counts.
+    StatKind: u16, from_u16, {
+        /// Entries in the directory.
+        Entries = 1, "entries";
+        /// Bytes of all entries.
+        EntryBytes = 2, "entry_bytes";
+        /// Regions.
+        Regions = 3, "regions";
+        /// Bytes of all regions.
+        RegionBytes = 4, "region_bytes";
+        /// Regions whose owner is gone.
+        Orphans = 5, "orphans";
+        /// Entries with at least one pin.
+        PinnedEntries = 6, "pinned_entries";
+        /// Pins of all instances.
+        Pins = 7, "pins";
+        /// Instances with a connection or within their grace period.
+        Instances = 8, "instances";
+        /// Open connections.
+        Connections = 9, "connections";
+        /// Pages that wait for their owner to take them back.
+        FreedPages = 10, "freed_pages";
+        /// Bytes of all pools.
+        PoolBytes = 11, "pool_bytes";
+        /// Bytes of all pools in no region.
+        PoolFreeBytes = 12, "pool_free_bytes";
+        /// Entries that the directory can hold.
+        EntryCapacity = 13, "entry_capacity";
+        /// Milliseconds since the server started.
+        UptimeMs = 14, "uptime_ms";
+        /// The number of the server's run.
+        Epoch = 15, "epoch";
+        /// Frames served; detail is the opcode.
+        Frames = 16, "frames";
+        /// Records in those frames; detail is the opcode.
+        Records = 17, "records";
+        /// Digests looked up or pinned that had an entry.
+        Hits = 18, "hits";
+        /// Digests looked up or pinned that had none.
+        Misses = 19, "misses";
+        /// Frames refused; detail is the frame status.
+        FramesRefused = 20, "frames_refused";
+        /// Connections ever accepted.
+        ConnectionsAccepted = 21, "connections_accepted";
+        /// Instances whose grace period ran out.
+        InstancesExpired = 22, "instances_expired";
+        /// Pages that owners took back.
+        ReclaimedPages = 23, "reclaimed_pages";
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn record_names_are_distinct_and_sizes_are_multiples_of_eight() {
+        let mut names = SIZES.iter().map(|(name, _)| name).collect::<Vec<_>>();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), SIZES.len());
+        assert!(SIZES.iter().all(|(_, size)| size % 8 == 0));
+    }
+
+    #[test]
+    fn wire_enums_round_trip() {
+        for &filter in AllocationFilter::ALL {
+            assert_eq!(AllocationFilter::from_u32(filter as u32), Some(filter));
+        }
+        for &kind in StatKind::ALL {
+            assert_eq!(StatKind::from_u16(kind as u16), Some(kind));
+        }
+        assert_eq!(StatKind::from_u16(0), None);
+    }
+
+    #[test]
+    fn a_pool_path_from_a_peer_is_checked() {
+        let mut pool = PoolRecord::read_from_bytes(&[0; size_of::<PoolRecord>()]).unwrap();
+        pool.path[..4].copy_from_slice(b"/dev");
+        pool.path_len = 4.into();
+        assert_eq!(pool.path(), Some("/dev"));
+        pool.path_len = 257.into();
+        assert_eq!(pool.path(), None);
+        pool.path[0] = 0xFF;
+        pool.path_len = 4.into();
+        assert_eq!(pool.path(), None);
+    }
+}

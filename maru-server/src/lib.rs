@@ -1,0 +1,3 @@
+//! The metadata server of maru, as a library.
+
+pub mod state;
