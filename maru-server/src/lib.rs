@@ -1,3 +1,16 @@
-//! The metadata server of maru, as a library.
+//! The metadata server of maru, as a library: [`run`] is the whole server, [`service::Service`] the part without I/O.
 
+mod counters;
+mod error;
+mod net;
+mod options;
+mod output;
+pub mod pool;
+mod random;
+pub mod service;
 pub mod state;
+
+pub use error::ServerError;
+pub use net::run;
+pub use options::Options;
+pub use output::Output;

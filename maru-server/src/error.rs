@@ -1,0 +1,105 @@
+//! Why the server can't start or go on, as one sentence each.
+
+use std::io;
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+
+/// What ends the server before its time. Each text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The kernel or a sandbox refuses io_uring.
+    #[error("io_uring is not available: {0}")]
+    Ring(String),
+    /// The socket's folder or the socket can't be made.
+    #[error("can't listen on {}: {source}", .path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Another server listens there.
+    #[error("another server listens on {}; stop it, or choose another --socket", .0.display())]
+    SocketInUse(PathBuf),
+    /// The TCP address can't be listened on.
+    #[error("can't listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// The cause.
+        source: io::Error,
+    },
+    /// TCP beyond this host without a token.
+    #[error("--listen {0} is reachable from other hosts and needs --auth-token-file")]
+    TokenNeeded(std::net::SocketAddr),
+    /// The token's file is no token.
+    #[error("the token in {} can't be used: {reason}", .path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The pool's folder can't be used.
+    #[error("can't use {} as a pool: {source}", .path.display())]
+    Pool {
+        /// The folder.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Another server uses the folder.
+    #[error("another server uses the pool {}; choose another --pool-dir", .0.display())]
+    PoolInUse(PathBuf),
+    /// The path of the pool does not fit a record of the wire.
+    #[error("the path of the pool {} has to be UTF-8 of at most {limit} bytes", .path.display())]
+    PoolPath {
+        /// The folder.
+        path: PathBuf,
+        /// Bytes that fit.
+        limit: usize,
+    },
+    /// The pool has no room for even one region.
+    #[error(
+        "a pool of {size} in {} is too small; free memory there or choose --pool-size of at least {least}",
+        .path.display()
+    )]
+    PoolTooSmall {
+        /// The folder.
+        path: PathBuf,
+        /// The pool's size.
+        size: ByteSize,
+        /// The least size.
+        least: ByteSize,
+    },
+    /// The pool is larger than its file system.
+    #[error(
+        "a pool of {size} does not fit in {}, which has {free} free; choose a smaller --pool-size",
+        .path.display()
+    )]
+    PoolTooLarge {
+        /// The folder.
+        path: PathBuf,
+        /// The pool's size.
+        size: ByteSize,
+        /// What is free there.
+        free: ByteSize,
+    },
+    /// The tmpfs could not be mounted.
+    #[error("can't mount a tmpfs at {} (root may): {source}", .path.display())]
+    Mount {
+        /// The mount point.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Anything the system refuses that has no text of its own.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+}

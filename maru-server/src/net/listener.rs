@@ -1,0 +1,138 @@
+//! Where connections come from: the Unix socket, the TCP address, and the loop that accepts.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use tokio::net::{TcpListener, UnixListener};
+use tracing::{debug, warn};
+
+use super::Shared;
+use super::connection;
+use super::stream::Stream;
+use crate::error::ServerError;
+
+/// How long accepting pauses where the system has no descriptor or memory for a connection.
+const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// A socket that accepts.
+pub(super) enum Listener {
+    /// On a path.
+    Unix(UnixListener),
+    /// On an address.
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Listens on an address.
+    pub(super) fn tcp(address: SocketAddr) -> Result<Listener, ServerError> {
+        let failed = |source| ServerError::Listen { address, source };
+        // The standard listener sets SO_REUSEADDR, so that a restart does not wait for old connections.
+        let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        TcpListener::from_std(listener).map(Listener::Tcp).map_err(failed)
+    }
+
+    /// The address, where it has one.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Listener::Unix(_) => None,
+            Listener::Tcp(listener) => listener.local_addr().ok(),
+        }
+    }
+
+    /// The next connection, handed over to the ring, which wants its sockets blocking.
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Listener::Unix(listener) => {
+                let stream = listener.accept().await?.0.into_std()?;
+                stream.set_nonblocking(false)?;
+                Ok(Stream::Unix(tokio_uring::net::UnixStream::from_std(stream)))
+            }
+            Listener::Tcp(listener) => {
+                let stream = listener.accept().await?.0.into_std()?;
+                stream.set_nonblocking(false)?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(tokio_uring::net::TcpStream::from_std(stream)))
+            }
+        }
+    }
+}
+
+/// The socket's file, which goes when this does.
+pub(super) struct SocketFile {
+    path: PathBuf,
+}
+
+impl SocketFile {
+    /// Listens on a path, or the default one; takes over a socket that nobody listens on any more.
+    pub(super) fn listen(path: Option<&Path>) -> Result<(SocketFile, Listener), ServerError> {
+        let path = path.map_or_else(default_socket_path, Path::to_owned);
+        let failed = |source| ServerError::Socket { path: path.clone(), source };
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+        }
+        match std::os::unix::net::UnixStream::connect(&path) {
+            Ok(_) => return Err(ServerError::SocketInUse(path)),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(&path).map_err(failed)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let listener = UnixListener::bind(&path).map_err(failed)?;
+        Ok((SocketFile { path }, Listener::Unix(listener)))
+    }
+
+    /// The socket's path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            warn!(socket = %self.path.display(), %error, "could not remove the socket");
+        }
+    }
+}
+
+/// `$XDG_RUNTIME_DIR/maru/maru.sock`, else a folder of the user's own under the temporary directory.
+fn default_socket_path() -> PathBuf {
+    let folder = match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(runtime) if !runtime.is_empty() => PathBuf::from(runtime).join("maru"),
+        _ => std::env::temp_dir().join(format!("maru-{}", rustix::process::geteuid().as_raw())),
+    };
+    folder.join("maru.sock")
+}
+
+/// Accepts for as long as the server runs. Accepting is rare and goes by readiness, outside the ring: an accept in
+/// the ring that is given up loses a connection that the kernel has already accepted.
+pub(super) async fn accept(shared: Rc<Shared>, listener: Listener) {
+    loop {
+        match listener.accept().await {
+            Ok(stream) => connection::start(&shared, stream),
+            Err(error) => match Errno::from_io_error(&error) {
+                // The peer was gone before it was accepted.
+                Some(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::PERM) => {
+                    debug!(%error, "a connection ended before it was accepted");
+                }
+                // Nothing is wrong with the listener: wait for descriptors or memory, and don't spin.
+                Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    warn!(%error, "can't accept connections for now");
+                    tokio::time::sleep(BACK_OFF).await;
+                }
+                _ => {
+                    warn!(%error, "accepting failed");
+                    tokio::time::sleep(BACK_OFF).await;
+                }
+            },
+        }
+    }
+}

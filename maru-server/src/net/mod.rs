@@ -1,0 +1,260 @@
+//! The only code that knows io_uring: the runtime, the listeners, and one task a connection.
+
+mod connection;
+mod listener;
+mod ring;
+mod stream;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
+
+use maru_proto::{AuthToken, DigestKey};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tracing::{debug, error, info, warn};
+
+use crate::error::ServerError;
+use crate::options::Options;
+use crate::pool::{FolderPool, Mounted, PoolPlan};
+use crate::service::{ServedPool, Service, ServiceConfig};
+use crate::state::{Limits, PoolSpec, RetiredRegion};
+use connection::Link;
+use listener::{Listener, SocketFile};
+
+/// Bytes of pool for each entry that the directory has room for, unless the operator says otherwise.
+const POOL_BYTES_PER_ENTRY: u64 = 16 * 1024;
+/// Entries that the directory has room for at most, unless the operator says otherwise.
+const DEFAULT_MAX_ENTRIES: u64 = 1 << 24;
+const MIN_PAGE_SIZE: u64 = 4096;
+const MAX_PAGE_SIZE: u64 = 1 << 30;
+
+/// How long connections may take to finish their frames once the server stops.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+/// Runs the server until it is told to stop by SIGTERM, SIGINT or an allowed SHUTDOWN.
+///
+/// # Errors
+/// [`ServerError`] where it can't start; once it serves, it goes on.
+pub fn run(options: &Options) -> Result<(), ServerError> {
+    raise_descriptor_limit();
+    let auth = read_token(options)?;
+    let runtime = ring::runtime()?;
+    let mounted = match (&options.pool_mount, options.pool_size) {
+        (Some(point), Some(size)) => Some(Mounted::tmpfs(point, size)?),
+        _ => None,
+    };
+    let path = match (&mounted, &options.pool_dir) {
+        (Some(mounted), _) => mounted.point().to_owned(),
+        (None, Some(path)) => path.clone(),
+        (None, None) => format!("/dev/shm/maru-{}", rustix::process::geteuid().as_raw()).into(),
+    };
+    let pool = FolderPool::open(&PoolPlan { path, size: options.pool_size })?;
+    let result = runtime.block_on(serve(options, pool, auth));
+    // Operations that a dropped task left in the ring end with the runtime, before the pool's mount goes.
+    drop(runtime);
+    drop(mounted);
+    result
+}
+
+/// What all tasks share. One thread runs them, so nothing here is locked; no borrow is held over an await.
+struct Shared {
+    service: RefCell<Service>,
+    pool: FolderPool,
+    started: Instant,
+    limits: NetLimits,
+    connections: RefCell<Vec<Weak<Link>>>,
+    open: Cell<usize>,
+    greetings: RefCell<VecDeque<(Instant, Weak<Link>)>>,
+    /// A region's memory was released.
+    released: Notify,
+    /// A grace period began.
+    grace_began: Notify,
+    /// A connection waits for its HELLO.
+    greeting_began: Notify,
+    /// A connection closed.
+    closed: Notify,
+    /// The server shall stop.
+    stop: Notify,
+}
+
+struct NetLimits {
+    max_connections: usize,
+    hello_deadline: Duration,
+}
+
+impl Shared {
+    /// Time since the start, the only clock that the state knows.
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Releases the memory of regions that the state has retired, beside the serving thread.
+    fn release_retired(self: &Rc<Shared>) {
+        // The borrow must end before the loop's body runs.
+        let next = || -> Option<RetiredRegion> { self.service.borrow_mut().next_retired() };
+        while let Some(region) = next() {
+            let shared = Rc::clone(self);
+            tokio_uring::spawn(async move {
+                let released = tokio::task::spawn_blocking(shared.pool.releaser(region.id)).await;
+                if let Err(error) = released.unwrap_or_else(|panic| Err(std::io::Error::other(panic))) {
+                    error!(region = region.id.0, %error, "could not release the memory of a region");
+                }
+                debug!(region = region.id.0, "a region is free again");
+                shared.service.borrow_mut().released(region.id);
+                shared.released.notify_waiters();
+            });
+        }
+    }
+}
+
+async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> Result<(), ServerError> {
+    let system = |what| move |source| ServerError::System { what, source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("can't catch SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("can't catch SIGINT"))?;
+
+    let (socket, unix) = SocketFile::listen(options.socket.as_deref())?;
+    let tcp = options.listen.map(Listener::tcp).transpose()?;
+
+    let shared = Rc::new(Shared {
+        service: RefCell::new(Service::new(service_config(options, &pool, auth))),
+        pool,
+        started: Instant::now(),
+        limits: NetLimits {
+            max_connections: options.max_connections,
+            hello_deadline: options.hello_deadline,
+        },
+        connections: RefCell::default(),
+        open: Cell::new(0),
+        greetings: RefCell::default(),
+        released: Notify::new(),
+        grace_began: Notify::new(),
+        greeting_began: Notify::new(),
+        closed: Notify::new(),
+        stop: Notify::new(),
+    });
+    let address = tcp.as_ref().and_then(Listener::address).map(tracing::field::display);
+    info!(socket = %socket.path().display(), tcp = address, "serving");
+    let acceptors = [Some(unix), tcp].into_iter().flatten();
+    let acceptors = acceptors
+        .map(|listener| tokio_uring::spawn(listener::accept(Rc::clone(&shared), listener)))
+        .collect::<Vec<_>>();
+    tokio_uring::spawn(expire(Rc::clone(&shared)));
+    tokio_uring::spawn(enforce_greetings(Rc::clone(&shared)));
+
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: stopping"),
+        _ = interrupt.recv() => info!("SIGINT: stopping"),
+        () = shared.stop.notified() => info!("SHUTDOWN: stopping"),
+    }
+    drop(socket);
+    acceptors.iter().for_each(tokio::task::JoinHandle::abort);
+    shared.service.borrow_mut().stop();
+    drain(&shared).await;
+    shared.pool.clear();
+    info!("stopped");
+    Ok(())
+}
+
+/// Lets connections finish the frames that they have read, then closes them.
+async fn drain(shared: &Shared) {
+    let links = shared.connections.borrow().iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
+    links.iter().for_each(|link| link.stop_reading());
+    let deadline = Instant::now() + DRAIN_TIME;
+    while shared.open.get() > 0 {
+        let closed = shared.closed.notified();
+        if tokio::time::timeout_at(deadline.into(), closed).await.is_err() {
+            warn!(connections = shared.open.get(), "closing connections that do not take their answers");
+            links.iter().for_each(|link| link.close());
+            break;
+        }
+    }
+}
+
+/// Ends instances as their grace periods run out; sleeps while there are none.
+async fn expire(shared: Rc<Shared>) {
+    loop {
+        let next = shared.service.borrow().next_expiry();
+        match next {
+            None => shared.grace_began.notified().await,
+            Some(expiry) => {
+                tokio::time::sleep_until((shared.started + expiry).into()).await;
+                let expired = shared.service.borrow_mut().expire(shared.now());
+                if expired > 0 {
+                    info!(instances = expired, "the grace period of instances without a connection is over");
+                    shared.release_retired();
+                }
+            }
+        }
+    }
+}
+
+/// Closes connections that do not say HELLO in time; sleeps while all have.
+async fn enforce_greetings(shared: Rc<Shared>) {
+    loop {
+        let next = shared.greetings.borrow_mut().pop_front();
+        let Some((deadline, link)) = next else {
+            shared.greeting_began.notified().await;
+            continue;
+        };
+        // All have the same time, so the oldest ends first. One that is open or gone needs no waiting.
+        if link.upgrade().is_some_and(|link| !link.is_greeted()) {
+            tokio::time::sleep_until(deadline.into()).await;
+        }
+        if let Some(link) = link.upgrade().filter(|link| !link.is_greeted()) {
+            debug!("closing a connection that did not say HELLO in time");
+            link.close();
+        }
+    }
+}
+
+fn service_config(options: &Options, pool: &FolderPool, auth: Option<AuthToken>) -> ServiceConfig {
+    let spec = PoolSpec { size: pool.size(), granularity: pool.granularity() };
+    let by_size = (spec.size / POOL_BYTES_PER_ENTRY).min(DEFAULT_MAX_ENTRIES);
+    let path = pool.path().to_str().expect("the pool's path was checked to be UTF-8").to_owned();
+    ServiceConfig {
+        limits: Limits {
+            max_entries: options.max_entries.unwrap_or_else(|| u32::try_from(by_size).unwrap_or(u32::MAX)),
+            max_pins_per_entry: options.max_pins_per_entry,
+            max_instances: options.max_instances,
+            max_connections_per_instance: options.max_connections_per_instance,
+            max_regions_per_instance: options.max_regions_per_instance,
+            min_page_size: MIN_PAGE_SIZE,
+            max_page_size: MAX_PAGE_SIZE,
+            grace: options.grace,
+        },
+        max_body: options.max_body,
+        epoch: pool.epoch(),
+        digest_key: DigestKey::from(crate::random::secret()),
+        auth,
+        allow_shutdown: options.allow_shutdown,
+        pools: vec![ServedPool { spec, path }],
+    }
+}
+
+fn read_token(options: &Options) -> Result<Option<AuthToken>, ServerError> {
+    let Some(path) = &options.auth_token_file else {
+        return match options.listen {
+            Some(address) if !address.ip().is_loopback() => Err(ServerError::TokenNeeded(address)),
+            _ => Ok(None),
+        };
+    };
+    let unusable = |reason: String| ServerError::Token { path: path.clone(), reason };
+    let text = std::fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
+    let token = text.lines().next().unwrap_or_default().trim();
+    if token.len() < 16 {
+        return Err(unusable("a token has at least 16 characters".to_owned()));
+    }
+    AuthToken::new(token.as_bytes()).map(Some).map_err(|error| unusable(error.to_string()))
+}
+
+/// Connections and region files are descriptors, and the usual soft limit of 1,024 is soon reached.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        debug!(%error, "the limit of open files stays as it is");
+    }
+}

@@ -1,0 +1,125 @@
+//! The command line: every option of the server, its default and its check.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::Parser;
+
+/// The metadata server of maru: instances share KV-cache chunks through a pool of memory that it hands out.
+#[derive(Clone, Debug, Parser)]
+#[command(version, max_term_width = 110, args_override_self = true)]
+pub struct Options {
+    /// Unix socket to listen on [default: $XDG_RUNTIME_DIR/maru/maru.sock, else maru-UID/maru.sock in the folder for
+    /// temporary files]. Its folder is made with mode 0700 where it does not exist.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+
+    /// TCP address to listen on as well, such as 127.0.0.1:5555. Any but a loopback address needs --auth-token-file.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<SocketAddr>,
+
+    /// File whose first line clients on TCP must present as their token.
+    #[arg(long, value_name = "FILE")]
+    pub auth_token_file: Option<PathBuf>,
+
+    /// Folder of the pool, on tmpfs, hugetlbfs or a DAX file system; made where it does not exist
+    /// [default: /dev/shm/maru-UID].
+    #[arg(long, value_name = "DIR")]
+    pub pool_dir: Option<PathBuf>,
+
+    /// Bytes of the pool, such as 64GiB [default: a quarter of what is free on the folder's file system].
+    #[arg(long, value_name = "SIZE")]
+    pub pool_size: Option<ByteSize>,
+
+    /// Mount a tmpfs with huge pages at this folder and use it as the pool (needs root); it is unmounted at the end.
+    #[arg(long, value_name = "DIR", conflicts_with = "pool_dir", requires = "pool_size")]
+    pub pool_mount: Option<PathBuf>,
+
+    /// How long an instance without a connection keeps its pins and its regions.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub grace: Duration,
+
+    /// How long a new connection may take to say HELLO.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub hello_deadline: Duration,
+
+    /// Entries in the directory, and so pages in all regions together [default: one for every 16 KiB of the pool, at
+    /// most 16,777,216]. Each takes about 72 bytes once used.
+    #[arg(long, value_name = "N")]
+    pub max_entries: Option<u32>,
+
+    /// Pins that one entry may have.
+    #[arg(long, value_name = "N", default_value_t = 65_535)]
+    pub max_pins_per_entry: u32,
+
+    /// Connections in all.
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub max_connections: usize,
+
+    /// Connections of one instance.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub max_connections_per_instance: u32,
+
+    /// Instances, those within their grace period included.
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub max_instances: u32,
+
+    /// Regions of one instance.
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub max_regions_per_instance: u32,
+
+    /// Bytes of a request's body. A larger batch is refused; clients split theirs by what the server says.
+    #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = body_size)]
+    pub max_body: u32,
+
+    /// Let any instance stop the server by the operation SHUTDOWN.
+    #[arg(long)]
+    pub allow_shutdown: bool,
+
+    /// What to log: error, warn, info, debug, trace, or a filter such as info,maru_server::net=debug.
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub log: String,
+}
+
+fn body_size(text: &str) -> Result<u32, String> {
+    let size: ByteSize = text.parse()?;
+    u32::try_from(size.as_u64())
+        .ok()
+        .filter(|size| (1024..=64 * 1024 * 1024).contains(size) && size.is_multiple_of(8))
+        .ok_or_else(|| "a body has 1 KiB to 64 MiB, a multiple of 8 bytes".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Options, clap::Error> {
+        Options::try_parse_from([&["maru-server"], arguments].concat())
+    }
+
+    #[test]
+    fn sizes_and_times_have_units() {
+        let options = parse(&["--pool-size", "3GiB", "--grace", "250ms", "--max-body", "1MiB"]).unwrap();
+        assert_eq!(options.pool_size.unwrap().as_u64(), 3 << 30);
+        assert_eq!(options.grace, Duration::from_millis(250));
+        assert_eq!(options.max_body, 1 << 20);
+    }
+
+    #[test]
+    fn a_pool_mount_needs_a_size_and_excludes_a_pool_folder() {
+        assert!(parse(&["--pool-mount", "/mnt/maru"]).is_err());
+        assert!(parse(&["--pool-mount", "/mnt/maru", "--pool-size", "1GiB"]).is_ok());
+        assert!(
+            parse(&["--pool-mount", "/mnt/maru", "--pool-size", "1GiB", "--pool-dir", "/dev/shm/x"]).is_err()
+        );
+    }
+
+    #[test]
+    fn a_body_has_a_sane_size() {
+        for bad in ["0", "1023", "65MiB", "1025", "8EiB", "many"] {
+            assert!(parse(&["--max-body", bad]).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What a folder is mounted on, and a tmpfs of the server's own.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytesize::ByteSize;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tracing::{info, warn};
+
+use crate::error::ServerError;
+
+/// How a file system gives huge pages to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HugePages {
+    /// By itself, as the file is allocated.
+    Always,
+    /// Where a mapping asks for it as the memory is touched.
+    Advised,
+    /// Not at all.
+    Never,
+}
+
+/// The mount that a folder lies on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mount {
+    /// Where it is mounted.
+    pub(crate) point: PathBuf,
+    /// Its type, such as tmpfs.
+    pub(crate) file_system: String,
+    /// Whether its files get huge pages.
+    pub(crate) huge_pages: HugePages,
+}
+
+impl Mount {
+    /// The mount under an existing, canonical path.
+    pub(crate) fn of(path: &Path) -> io::Result<Option<Mount>> {
+        Ok(Mount::find(path, &std::fs::read_to_string("/proc/self/mountinfo")?))
+    }
+
+    /// The last mount among the lines of a `mountinfo` whose point is the longest prefix of `path`.
+    fn find(path: &Path, mountinfo: &str) -> Option<Mount> {
+        let mounts = mountinfo.lines().filter_map(Mount::parse);
+        mounts
+            .filter(|mount| path.starts_with(&mount.point))
+            .max_by_key(|mount| mount.point.as_os_str().len())
+    }
+
+    /// One line of `mountinfo`, proc(5): ID PARENT DEV ROOT POINT OPTIONS [TAGS…] - TYPE SOURCE SUPER-OPTIONS.
+    fn parse(line: &str) -> Option<Mount> {
+        let (left, right) = line.split_once(" - ")?;
+        let point = unescape(left.split(' ').nth(4)?);
+        let mut right = right.split(' ');
+        let file_system = right.next()?.to_owned();
+        let super_options = right.nth(1).unwrap_or_default();
+        let huge_pages = match file_system.as_str() {
+            "hugetlbfs" => HugePages::Always,
+            _ => match super_options.split(',').find_map(|option| option.strip_prefix("huge=")) {
+                Some("always" | "within_size") => HugePages::Always,
+                Some("advise") => HugePages::Advised,
+                _ => HugePages::Never,
+            },
+        };
+        Some(Mount { point: point.into(), file_system, huge_pages })
+    }
+}
+
+/// Undoes the octal escapes of `mountinfo` for blanks and backslashes.
+fn unescape(text: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(text.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
+}
+
+/// A tmpfs that the server mounted, and unmounts when dropped.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    point: PathBuf,
+}
+
+impl Mounted {
+    /// Mounts a tmpfs with huge pages of `size` bytes at `point`, which is made where it does not exist.
+    pub(crate) fn tmpfs(point: &Path, size: ByteSize) -> Result<Mounted, ServerError> {
+        let failed = |source| ServerError::Mount { path: point.to_owned(), source };
+        std::fs::create_dir_all(point).map_err(failed)?;
+        let point = point.canonicalize().map_err(failed)?;
+        // The lock file and the folder's own pages come on top of the regions.
+        let bytes = size.as_u64().saturating_add(4 << 20);
+        let options = std::ffi::CString::new(format!("size={bytes},mode=0700,huge=within_size"))
+            .expect("the options have no NUL");
+        mount(
+            "maru",
+            &point,
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            &*options,
+        )
+        .map_err(|errno| failed(errno.into()))?;
+        info!(point = %point.display(), "mounted a tmpfs with huge pages");
+        Ok(Mounted { point })
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn point(&self) -> &Path {
+        &self.point
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Lazily: clients that still map a region keep its memory until they let go of it.
+        if let Err(error) = unmount(&self.point, UnmountFlags::DETACH) {
+            warn!(point = %self.point.display(), %error, "could not unmount the pool");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTINFO: &str = "\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+23 22 0:21 / /dev/shm rw,nosuid shared:2 - tmpfs tmpfs rw,size=1g
+24 22 0:22 / /mnt/huge rw - tmpfs maru rw,size=1048576k,huge=within_size
+25 22 0:23 / /mnt/advised\\040pool rw - tmpfs maru rw,huge=advise
+26 22 0:24 / /mnt/huge2m rw master:5 - hugetlbfs none rw,pagesize=2M
+";
+
+    #[test]
+    fn the_mount_of_a_folder_says_whether_there_are_huge_pages() {
+        for (path, point, file_system, huge_pages) in [
+            ("/dev/shm/maru-0", "/dev/shm", "tmpfs", HugePages::Never),
+            ("/mnt/huge", "/mnt/huge", "tmpfs", HugePages::Always),
+            ("/mnt/advised pool/a", "/mnt/advised pool", "tmpfs", HugePages::Advised),
+            ("/mnt/huge2m", "/mnt/huge2m", "hugetlbfs", HugePages::Always),
+            ("/mnt/hug", "/", "ext4", HugePages::Never),
+        ] {
+            let expected = Mount { point: point.into(), file_system: file_system.into(), huge_pages };
+            assert_eq!(Mount::find(Path::new(path), MOUNTINFO), Some(expected), "{path}");
+        }
+    }
+}

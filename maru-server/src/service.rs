@@ -1,0 +1,736 @@
+//! What each operation does: the one place that knows both the wire and the state.
+
+use std::time::Duration;
+
+use maru_proto::{
+    AllocationFilter, AuthToken, ConnectionKind, DecodeError, DigestKey, Flags, Frame, FrameStatus,
+    GetRegionRequest, Head, Header, HeartbeatRecord, HelloRequest, HelloResponse, InstanceId, KeyDigest,
+    ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PoolKind, PoolRecord, ReclaimRequest,
+    RecordStatus, RegionRecord, RegionState, RegisterRecord, RequestAllocRequest, ReturnAllocRequest,
+    SessionToken, StatKind, StatRecord, UsageRecord, UsageRequest, VERSION, VersionRange, max_response_body,
+};
+use rustix::io::Errno;
+use zerocopy::FromZeros;
+
+use crate::counters::Counters;
+use crate::output::Output;
+use crate::state::{
+    AllocError, DeleteError, Digest, Figures, InstanceNumber, Limits, Location, PinError, PoolId, PoolSpec,
+    RegionId, RegionInfo, Registered, RetiredRegion, ReturnError, State, Token, UnpinError,
+};
+
+/// What the service has to know of its server.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// Limits of the state.
+    pub limits: Limits,
+    /// Bytes of the largest request body.
+    pub max_body: u32,
+    /// The number of the server's run.
+    pub epoch: u64,
+    /// The secret that keys digests.
+    pub digest_key: DigestKey,
+    /// What clients on TCP must present, if anything.
+    pub auth: Option<AuthToken>,
+    /// Whether SHUTDOWN is served.
+    pub allow_shutdown: bool,
+    /// The pools, in the order of their ids.
+    pub pools: Vec<ServedPool>,
+}
+
+/// A pool as the service describes it to clients.
+#[derive(Clone, Debug)]
+pub struct ServedPool {
+    /// Size and granularity.
+    pub spec: PoolSpec,
+    /// Where clients on the same host find it.
+    pub path: String,
+}
+
+/// How a connection reaches the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A Unix socket: the kernel names the peer, and descriptors can be passed.
+    Unix,
+    /// TCP: the peer shows a token where one is asked for.
+    Tcp,
+}
+
+/// What one connection has agreed on.
+#[derive(Clone, Copy, Debug)]
+pub struct Session {
+    transport: Transport,
+    hello: Option<Greeted>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Greeted {
+    instance: InstanceNumber,
+    kind: ConnectionKind,
+}
+
+impl Session {
+    /// A connection that has not said HELLO.
+    pub const fn new(transport: Transport) -> Session {
+        Session { transport, hello: None }
+    }
+
+    /// Whether HELLO was accepted.
+    pub const fn is_open(&self) -> bool {
+        self.hello.is_some()
+    }
+}
+
+/// What the connection has to do once a frame is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Go on with the next frame.
+    Continue,
+    /// Write what there is and close.
+    Close,
+    /// Nothing was answered yet: make the region's memory, then say so by [`Service::region_made`].
+    MakeRegion(RegionInfo),
+    /// Nothing was answered yet: memory that is being released may serve this frame, so serve it again then.
+    AwaitRelease,
+    /// The last response goes out together with a descriptor of the region.
+    Attach {
+        /// The region.
+        region: RegionId,
+        /// Whether the descriptor may be written through.
+        writable: bool,
+    },
+    /// Write what there is and stop the server.
+    Shutdown,
+}
+
+/// The state and what the wire asks of it.
+#[derive(Debug)]
+pub struct Service {
+    state: State,
+    config: ServiceConfig,
+    counters: Counters,
+    stopping: bool,
+}
+
+/// A frame is refused as a whole.
+#[derive(Clone, Copy, Debug)]
+struct Refused(FrameStatus);
+
+impl From<FrameStatus> for Refused {
+    fn from(status: FrameStatus) -> Refused {
+        Refused(status)
+    }
+}
+
+impl From<maru_proto::BodyError> for Refused {
+    fn from(_: maru_proto::BodyError) -> Refused {
+        Refused(FrameStatus::Malformed)
+    }
+}
+
+impl From<ReturnError> for Refused {
+    fn from(error: ReturnError) -> Refused {
+        Refused(match error {
+            ReturnError::NotFound => FrameStatus::RegionNotFound,
+            ReturnError::NotOwner => FrameStatus::Unauthorized,
+        })
+    }
+}
+
+impl Service {
+    /// A service with an empty directory.
+    pub fn new(config: ServiceConfig) -> Service {
+        let pools = config.pools.iter().map(|pool| pool.spec).collect::<Vec<_>>();
+        let state = State::new(config.limits, &pools);
+        Service { state, config, counters: Counters::default(), stopping: false }
+    }
+
+    /// Bytes of the largest request body.
+    pub fn max_body(&self) -> u32 {
+        self.config.max_body
+    }
+
+    /// The state, to be looked at.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Counts a connection that was accepted.
+    pub fn connection_accepted(&mut self) {
+        self.counters.connections_accepted += 1;
+    }
+
+    /// Takes no new work from here on; what is asked for is answered SHUTTING_DOWN.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Ends a connection.
+    pub fn close(&mut self, session: &Session, now: Duration) {
+        if let Some(greeted) = session.hello {
+            self.state.disconnect(greeted.instance, now);
+        }
+    }
+
+    /// Ends the instances whose grace period is over; how many there were.
+    pub fn expire(&mut self, now: Duration) -> usize {
+        self.state.expire(now)
+    }
+
+    /// When the next grace period ends.
+    pub fn next_expiry(&self) -> Option<Duration> {
+        self.state.next_expiry()
+    }
+
+    /// A region whose memory has to be released, each once.
+    pub fn next_retired(&mut self) -> Option<RetiredRegion> {
+        self.state.next_retired()
+    }
+
+    /// The memory of a retired region is released.
+    pub fn released(&mut self, id: RegionId) {
+        self.state.released(id);
+    }
+
+    /// Answers bytes that are no frame.
+    pub fn refuse(&mut self, error: &DecodeError, out: &mut Output) {
+        let (status, header) = error.status();
+        let unknown = Header::new_zeroed();
+        let header = header.unwrap_or(&unknown);
+        if status == FrameStatus::UnsupportedVersion {
+            self.counters.refused(status);
+            out.push(Head::response(header, status), &[VersionRange::SPOKEN]);
+        } else {
+            self.answer_status(header, status, out);
+        }
+    }
+
+    /// Answers a connection that is one too many.
+    pub fn refuse_connection(&mut self, out: &mut Output) {
+        self.answer_status(&Header::new_zeroed(), FrameStatus::Limit, out);
+    }
+
+    /// Serves one frame: its response, if it wants one, is appended to `out`. A frame takes effect as a whole before the next.
+    pub fn serve(
+        &mut self,
+        session: &mut Session,
+        frame: &Frame<'_>,
+        now: Duration,
+        out: &mut Output,
+    ) -> Next {
+        match self.dispatch(session, frame, now, out) {
+            Ok(next) => next,
+            Err(Refused(status)) => {
+                self.answer_status(frame.header(), status, out);
+                match status {
+                    FrameStatus::Malformed | FrameStatus::HelloRequired => Next::Close,
+                    // Until HELLO is accepted there is nothing else to say on a connection.
+                    _ if session.hello.is_none() => Next::Close,
+                    _ => Next::Continue,
+                }
+            }
+        }
+    }
+
+    /// The memory of a region is made, or not: answers the REQUEST_ALLOC that asked for it.
+    pub fn region_made(
+        &mut self,
+        session: &Session,
+        request: &Header,
+        id: RegionId,
+        made: std::io::Result<()>,
+        out: &mut Output,
+    ) -> Next {
+        if let Err(error) = made {
+            self.state.abort_region(id);
+            let full = Errno::from_io_error(&error)
+                .is_some_and(|errno| [Errno::NOSPC, Errno::NOMEM].contains(&errno));
+            tracing::warn!(region = id.0, %error, "could not make the memory of a region");
+            let status = if full { FrameStatus::NoSpace } else { FrameStatus::Internal };
+            self.answer_status(request, status, out);
+            return Next::Continue;
+        }
+        match self.state.commit_region(id) {
+            Some(info) => self.answer_region(session, request, &info, out),
+            None => {
+                self.answer_status(request, FrameStatus::RegionNotFound, out);
+                Next::Continue
+            }
+        }
+    }
+
+    fn dispatch(
+        &mut self,
+        session: &mut Session,
+        frame: &Frame<'_>,
+        now: Duration,
+        out: &mut Output,
+    ) -> Result<Next, Refused> {
+        if frame.flags().contains(Flags::RESPONSE) {
+            return Err(FrameStatus::Malformed.into());
+        }
+        let Some(opcode) = frame.opcode() else {
+            return Err(FrameStatus::UnsupportedOpcode.into());
+        };
+        if self.stopping {
+            return Err(FrameStatus::ShuttingDown.into());
+        }
+        let Some(greeted) = session.hello else {
+            return match opcode {
+                Opcode::Hello => self.hello(session, frame, out),
+                _ => Err(FrameStatus::HelloRequired.into()),
+            };
+        };
+        let caller = greeted.instance;
+        match opcode {
+            Opcode::Hello => return Err(FrameStatus::HelloRequired.into()),
+            Opcode::RequestAlloc => return self.request_alloc(caller, frame),
+            Opcode::ReturnAlloc => self.return_alloc(caller, frame, out)?,
+            Opcode::ListAllocations => self.list_allocations(caller, frame, out)?,
+            Opcode::GetRegion => return self.get_region(session, frame, out),
+            Opcode::ListPools => self.list_pools(frame, out)?,
+            Opcode::ReclaimPages => self.reclaim_pages(caller, frame, out)?,
+            Opcode::RegisterKv | Opcode::BatchRegisterKv => self.register(caller, frame, out)?,
+            Opcode::LookupKv | Opcode::BatchLookupKv => self.lookup(caller, frame, frame.flags(), out)?,
+            Opcode::ExistsKv | Opcode::BatchExistsKv => self.exists(frame, out)?,
+            Opcode::DeleteKv | Opcode::BatchDeleteKv => self.delete(frame, out)?,
+            Opcode::PinKv => self.lookup(caller, frame, Flags::PIN, out)?,
+            Opcode::BatchPinKv => self.lookup(caller, frame, Flags::PIN | Flags::PREFIX_STOP, out)?,
+            Opcode::UnpinKv | Opcode::BatchUnpinKv => self.unpin(caller, frame, out)?,
+            Opcode::GetStats => self.get_stats(frame, now, out)?,
+            Opcode::Heartbeat => self.heartbeat(frame, now, out)?,
+            Opcode::GetUsage => self.get_usage(frame, now, out)?,
+            Opcode::Shutdown if self.config.allow_shutdown => {
+                self.one_frame(frame, 0);
+                self.answer_status(frame.header(), FrameStatus::Ok, out);
+                return Ok(Next::Shutdown);
+            }
+            Opcode::Shutdown => return Err(FrameStatus::Unauthorized.into()),
+            _ => return Err(FrameStatus::UnsupportedOpcode.into()),
+        }
+        Ok(Next::Continue)
+    }
+
+    fn hello(&mut self, session: &mut Session, frame: &Frame<'_>, out: &mut Output) -> Result<Next, Refused> {
+        let hello = frame.record::<HelloRequest>()?;
+        if !hello.versions.contains(VERSION) {
+            self.counters.refused(FrameStatus::UnsupportedVersion);
+            let head = Head::response(frame.header(), FrameStatus::UnsupportedVersion);
+            out.push(head, &[VersionRange::SPOKEN]);
+            return Ok(Next::Close);
+        }
+        let token = self.config.auth.as_ref().filter(|_| session.transport == Transport::Tcp);
+        if token.is_some_and(|token| !token.matches(&hello.auth)) {
+            return Err(FrameStatus::Unauthorized.into());
+        }
+        let name = hello.instance_id.text().map_err(|_| FrameStatus::InvalidArgument)?;
+        let kind = hello.connection_kind().ok_or(FrameStatus::InvalidArgument)?;
+        if kind == ConnectionKind::Control && session.transport == Transport::Tcp {
+            return Err(FrameStatus::InvalidArgument.into());
+        }
+
+        let resumed = hello.session != SessionToken::NONE;
+        let (instance, session_token) = if resumed {
+            let instance = self.state.find_instance(token_of(hello.session));
+            (instance.ok_or(FrameStatus::Unauthorized)?, hello.session)
+        } else {
+            let session_token = SessionToken(crate::random::secret());
+            let opened = self.state.open_instance(name, token_of(session_token));
+            (opened.map_err(|_| FrameStatus::Limit)?, session_token)
+        };
+        if self.state.connect(instance).is_err() {
+            if !resumed {
+                self.state.forget(instance);
+            }
+            return Err(FrameStatus::Limit.into());
+        }
+        session.hello = Some(Greeted { instance, kind });
+        self.one_frame(frame, 1);
+        tracing::debug!(instance = instance.0, name, ?kind, resumed, "a connection is open");
+
+        let grace_ms = u32::try_from(self.config.limits.grace.as_millis()).unwrap_or(u32::MAX);
+        let response = HelloResponse {
+            epoch: self.config.epoch.into(),
+            session: session_token,
+            digest_key: self.config.digest_key,
+            features: 0.into(),
+            instance: instance.0.into(),
+            max_body: self.config.max_body.into(),
+            max_pins_per_entry: self.config.limits.max_pins_per_entry.into(),
+            grace_ms: grace_ms.into(),
+            resumed: resumed.into(),
+            version: VERSION,
+            reserved: [0; 6],
+        };
+        out.push(ok(frame), &[response]);
+        Ok(Next::Continue)
+    }
+
+    fn request_alloc(&mut self, caller: InstanceNumber, frame: &Frame<'_>) -> Result<Next, Refused> {
+        let request = frame.record::<RequestAllocRequest>()?;
+        let pool = match request.pool_id.get() {
+            RequestAllocRequest::ANY_POOL => None,
+            id => Some(PoolId(id)),
+        };
+        match self.state.begin_region(caller, request.size.get(), request.page_size.get(), pool) {
+            Ok(region) => {
+                self.one_frame(frame, 1);
+                Ok(Next::MakeRegion(region))
+            }
+            Err(AllocError::NoSpace { pending: true }) => Ok(Next::AwaitRelease),
+            Err(AllocError::NoSpace { pending: false }) => Err(FrameStatus::NoSpace.into()),
+            Err(AllocError::TooManyRegions | AllocError::TooManyPages) => Err(FrameStatus::Limit.into()),
+            Err(AllocError::InvalidSize | AllocError::UnknownPool) => {
+                Err(FrameStatus::InvalidArgument.into())
+            }
+        }
+    }
+
+    fn return_alloc(
+        &mut self,
+        caller: InstanceNumber,
+        frame: &Frame<'_>,
+        out: &mut Output,
+    ) -> Result<(), Refused> {
+        let request = frame.record::<ReturnAllocRequest>()?;
+        self.state.return_region(caller, RegionId(request.region_id.get()))?;
+        self.one_frame(frame, 1);
+        self.answer_status(frame.header(), FrameStatus::Ok, out);
+        Ok(())
+    }
+
+    fn list_allocations(
+        &mut self,
+        caller: InstanceNumber,
+        frame: &Frame<'_>,
+        out: &mut Output,
+    ) -> Result<(), Refused> {
+        let request = frame.record::<ListAllocationsRequest>()?;
+        let filter = AllocationFilter::from_u32(request.filter.get()).ok_or(FrameStatus::InvalidArgument)?;
+        let wanted = |region: &RegionInfo| match filter {
+            AllocationFilter::Mine => region.owner == Some(caller),
+            AllocationFilter::Others => region.owner != Some(caller),
+            _ => true,
+        };
+        let regions = self.state.regions_after(RegionId(request.after.get())).filter(wanted);
+        let records = regions.map(|region| region_record(&region));
+        let count = out.push_all(ok(frame), records, self.records_that_fit::<RegionRecord>());
+        self.one_frame(frame, count);
+        Ok(())
+    }
+
+    fn get_region(
+        &mut self,
+        session: &Session,
+        frame: &Frame<'_>,
+        out: &mut Output,
+    ) -> Result<Next, Refused> {
+        let request = frame.record::<GetRegionRequest>()?;
+        let region = self.state.region(RegionId(request.region_id.get()));
+        let region = region.ok_or(FrameStatus::RegionNotFound)?;
+        self.one_frame(frame, 1);
+        Ok(self.answer_region(session, frame.header(), &region, out))
+    }
+
+    fn list_pools(&mut self, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
+        empty(frame)?;
+        let records = self.state.pools().zip(&self.config.pools).map(|(pool, served)| {
+            let mut record = PoolRecord::new_zeroed();
+            record.pool_id = pool.id.0.into();
+            record.kind = (PoolKind::Folder as u32).into();
+            record.size = pool.size.into();
+            record.free = pool.free.into();
+            record.largest_free = pool.largest_free.into();
+            record.granularity = pool.granularity.into();
+            record.path[..served.path.len()].copy_from_slice(served.path.as_bytes());
+            record.path_len = u16::try_from(served.path.len()).unwrap_or(0).into();
+            record
+        });
+        let count = out.push_all(ok(frame), records, self.records_that_fit::<PoolRecord>());
+        self.one_frame(frame, count);
+        Ok(())
+    }
+
+    fn reclaim_pages(
+        &mut self,
+        caller: InstanceNumber,
+        frame: &Frame<'_>,
+        out: &mut Output,
+    ) -> Result<(), Refused> {
+        let request = frame.record::<ReclaimRequest>()?;
+        let region = Some(RegionId(request.region_id.get())).filter(|region| region.0 != 0);
+        let want = (request.want.get() as usize).min(self.records_that_fit::<PageRecord>());
+        let mut pages = Vec::new();
+        self.state.reclaim(caller, region, want, |region, page| {
+            pages.push(PageRecord { region_id: region.0.into(), page_index: page.into() });
+        })?;
+        out.push(ok(frame), &pages);
+        self.one_frame(frame, pages.len());
+        Ok(())
+    }
+
+    fn register(
+        &mut self,
+        caller: InstanceNumber,
+        frame: &Frame<'_>,
+        out: &mut Output,
+    ) -> Result<(), Refused> {
+        let records = frame.records::<RegisterRecord>()?;
+        let statuses = out.push_statuses(ok(frame), records.len());
+        for (record, status) in records.iter().zip(statuses) {
+            let region = RegionId(record.region_id.get());
+            let (offset, length) = (record.offset.get(), record.length.get());
+            *status = match self.state.register(caller, digest(&record.digest), region, offset, length) {
+                Registered::Done => RecordStatus::Ok,
+                Registered::Exists => RecordStatus::Exists,
+                Registered::RegionNotFound => RecordStatus::RegionNotFound,
+                Registered::NotOwner => RecordStatus::NotOwner,
+                Registered::OutOfBounds => RecordStatus::OutOfBounds,
+                Registered::PageInUse => RecordStatus::PageInUse,
+            } as u8;
+        }
+        self.one_frame(frame, records.len());
+        Ok(())
+    }
+
+    /// LOOKUP_KV, PIN_KV and what both together are, an acquire: they differ in their flags only.
+    fn lookup(
+        &mut self,
+        caller: InstanceNumber,
+        frame: &Frame<'_>,
+        flags: Flags,
+        out: &mut Output,
+    ) -> Result<(), Refused> {
+        let digests = frame.records::<KeyDigest>()?;
+        let locations = out.push_records::<LocationRecord>(ok(frame), digests.len());
+        let (pin, prefix_stop) = (flags.contains(Flags::PIN), flags.contains(Flags::PREFIX_STOP));
+        let (mut hits, mut tried) = (0, 0);
+        for (key, record) in digests.iter().zip(&mut *locations) {
+            let found = if pin {
+                self.state.pin(caller, digest(key))
+            } else {
+                self.state.lookup(digest(key)).ok_or(PinError::NotFound)
+            };
+            tried += 1;
+            match found {
+                Ok(location) => {
+                    *record = location_record(&location);
+                    hits += 1;
+                }
+                Err(error) => {
+                    *record = LocationRecord::without(match error {
+                        PinError::NotFound => RecordStatus::NotFound,
+                        PinError::Limit => RecordStatus::PinLimit,
+                    });
+                    if prefix_stop {
+                        break;
+                    }
+                }
+            }
+        }
+        locations[tried..].fill(LocationRecord::without(RecordStatus::Skipped));
+        self.counters.looked_up(hits, tried - hits);
+        self.one_frame(frame, digests.len());
+        Ok(())
+    }
+
+    fn exists(&mut self, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
+        let digests = frame.records::<KeyDigest>()?;
+        let prefix_stop = frame.flags().contains(Flags::PREFIX_STOP);
+        let statuses = out.push_statuses(ok(frame), digests.len());
+        for (key, status) in digests.iter().zip(statuses) {
+            let found = self.state.lookup(digest(key)).is_some();
+            *status = if found { RecordStatus::Ok } else { RecordStatus::NotFound } as u8;
+            if !found && prefix_stop {
+                break;
+            }
+        }
+        self.one_frame(frame, digests.len());
+        Ok(())
+    }
+
+    fn delete(&mut self, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
+        let digests = frame.records::<KeyDigest>()?;
+        let statuses = out.push_statuses(ok(frame), digests.len());
+        for (key, status) in digests.iter().zip(statuses) {
+            *status = match self.state.delete(digest(key)) {
+                Ok(()) => RecordStatus::Ok,
+                Err(DeleteError::NotFound) => RecordStatus::NotFound,
+                Err(DeleteError::Pinned) => {
+                    tracing::debug!(%key, "not deleted: the key is pinned");
+                    RecordStatus::Pinned
+                }
+            } as u8;
+        }
+        self.one_frame(frame, digests.len());
+        Ok(())
+    }
+
+    fn unpin(&mut self, caller: InstanceNumber, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
+        let digests = frame.records::<KeyDigest>()?;
+        let unpinned = digests.iter().map(|key| {
+            let status = match self.state.unpin(caller, digest(key)) {
+                Ok(()) => RecordStatus::Ok,
+                Err(UnpinError::NotFound) => RecordStatus::NotFound,
+                Err(UnpinError::NotPinned) => RecordStatus::NotPinned,
+            };
+            if status != RecordStatus::Ok {
+                tracing::debug!(%key, instance = caller.0, %status, "nothing to unpin");
+            }
+            status as u8
+        });
+        if frame.flags().contains(Flags::NO_REPLY) {
+            unpinned.for_each(drop);
+        } else {
+            let statuses = out.push_statuses(ok(frame), digests.len());
+            statuses.iter_mut().zip(unpinned).for_each(|(status, unpinned)| *status = unpinned);
+        }
+        self.one_frame(frame, digests.len());
+        Ok(())
+    }
+
+    fn get_stats(&mut self, frame: &Frame<'_>, now: Duration, out: &mut Output) -> Result<(), Refused> {
+        empty(frame)?;
+        self.one_frame(frame, 0);
+        let figures = self.state.figures();
+        let uptime_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let mut records = figure_stats(&figures).to_vec();
+        records.push(stat(StatKind::UptimeMs, 0, uptime_ms));
+        records.push(stat(StatKind::Epoch, 0, self.config.epoch));
+        records.extend(self.counters.stats());
+        out.push(ok(frame), &records);
+        Ok(())
+    }
+
+    fn heartbeat(&mut self, frame: &Frame<'_>, now: Duration, out: &mut Output) -> Result<(), Refused> {
+        empty(frame)?;
+        self.one_frame(frame, 0);
+        let uptime_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let record = HeartbeatRecord { epoch: self.config.epoch.into(), uptime_ms: uptime_ms.into() };
+        out.push(ok(frame), &[record]);
+        Ok(())
+    }
+
+    fn get_usage(&mut self, frame: &Frame<'_>, now: Duration, out: &mut Output) -> Result<(), Refused> {
+        let request = frame.record::<UsageRequest>()?;
+        let records =
+            self.state.usage_after(InstanceNumber(request.after.get()), now).map(|usage| UsageRecord {
+                instance: usage.number.0.into(),
+                connections: usage.connections.into(),
+                regions: usage.regions.into(),
+                entries: usage.entries.into(),
+                region_bytes: usage.region_bytes.into(),
+                entry_bytes: usage.entry_bytes.into(),
+                pinned_entries: usage.pinned_entries.into(),
+                pins: usage.pins.into(),
+                grace_left_ms: u64::try_from(usage.grace_left.as_millis()).unwrap_or(u64::MAX).into(),
+                instance_id: InstanceId::new(usage.name).expect("the name was checked at HELLO"),
+            });
+        let count = out.push_all(ok(frame), records, self.records_that_fit::<UsageRecord>());
+        self.one_frame(frame, count);
+        Ok(())
+    }
+
+    fn answer_region(
+        &mut self,
+        session: &Session,
+        request: &Header,
+        region: &RegionInfo,
+        out: &mut Output,
+    ) -> Next {
+        out.push(Head::response(request, FrameStatus::Ok), &[region_record(region)]);
+        match session.hello {
+            Some(Greeted { kind: ConnectionKind::Control, instance }) => {
+                Next::Attach { region: region.id, writable: region.owner == Some(instance) }
+            }
+            _ => Next::Continue,
+        }
+    }
+
+    fn answer_status(&mut self, request: &Header, status: FrameStatus, out: &mut Output) {
+        if status != FrameStatus::Ok {
+            self.counters.refused(status);
+        }
+        out.push::<KeyDigest>(Head::response(request, status), &[]);
+    }
+
+    /// Counts a frame that was served, and its records.
+    fn one_frame(&mut self, frame: &Frame<'_>, records: usize) {
+        self.counters.served(frame.header().opcode, records);
+    }
+
+    /// Records that fit the largest response body.
+    fn records_that_fit<T>(&self) -> usize {
+        max_response_body(self.config.max_body) as usize / size_of::<T>()
+    }
+}
+
+fn ok(frame: &Frame<'_>) -> Head {
+    Head::response(frame.header(), FrameStatus::Ok)
+}
+
+fn empty(frame: &Frame<'_>) -> Result<(), Refused> {
+    if frame.body().is_empty() { Ok(()) } else { Err(FrameStatus::Malformed.into()) }
+}
+
+fn digest(key: &KeyDigest) -> Digest {
+    Digest::from(key.to_bytes())
+}
+
+fn token_of(session: SessionToken) -> Token {
+    Token(u128::from_le_bytes(session.0))
+}
+
+fn location_record(location: &Location) -> LocationRecord {
+    LocationRecord {
+        region_id: location.region.0.into(),
+        offset: location.offset.into(),
+        length: u64::from(location.length).into(),
+        generation: location.generation.into(),
+        ..LocationRecord::without(RecordStatus::Ok)
+    }
+}
+
+fn region_record(region: &RegionInfo) -> RegionRecord {
+    let state = if region.owner.is_some() { RegionState::Owned } else { RegionState::Orphan };
+    RegionRecord {
+        region_id: region.id.0.into(),
+        pool_id: region.pool.0.into(),
+        pool_offset: region.pool_offset.into(),
+        size: region.size.into(),
+        page_size: region.page_size.into(),
+        owner: region.owner.map_or(0, |owner| owner.0).into(),
+        state: (state as u32).into(),
+        pages: region.pages.into(),
+        entries: region.entries.into(),
+        freed_pages: region.freed_pages.into(),
+        reserved: 0.into(),
+        entry_bytes: region.entry_bytes.into(),
+    }
+}
+
+/// One figure of GET_STATS.
+pub(crate) fn stat(kind: StatKind, detail: u16, value: u64) -> StatRecord {
+    StatRecord { kind: (kind as u16).into(), detail: detail.into(), reserved: 0.into(), value: value.into() }
+}
+
+fn figure_stats(figures: &Figures) -> [StatRecord; 15] {
+    [
+        (StatKind::Entries, figures.entries),
+        (StatKind::EntryBytes, figures.entry_bytes),
+        (StatKind::Regions, figures.regions),
+        (StatKind::RegionBytes, figures.region_bytes),
+        (StatKind::Orphans, figures.orphans),
+        (StatKind::PinnedEntries, figures.pinned_entries),
+        (StatKind::Pins, figures.pins),
+        (StatKind::Instances, figures.instances),
+        (StatKind::Connections, figures.connections),
+        (StatKind::FreedPages, figures.freed_pages),
+        (StatKind::PoolBytes, figures.pool_bytes),
+        (StatKind::PoolFreeBytes, figures.pool_free_bytes),
+        (StatKind::EntryCapacity, figures.entry_capacity),
+        (StatKind::InstancesExpired, figures.instances_expired),
+        (StatKind::ReclaimedPages, figures.reclaimed_pages),
+    ]
+    .map(|(kind, value)| stat(kind, 0, value))
+}

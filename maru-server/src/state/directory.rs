@@ -1,0 +1,275 @@
+//! The directory: from a digest to its entry, and what may be done to entries.
+
+use std::num::NonZeroU32;
+
+use hashbrown::HashTable;
+use slab::Slab;
+
+use super::entry::KvEntry;
+use super::pages::Page;
+use super::{Digest, InstanceNumber, Location, RegionId, State};
+
+/// What became of a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Registered {
+    /// The entry is there, for everybody.
+    Done,
+    /// The digest has an entry already, and nothing was changed: the page is still the caller's.
+    Exists,
+    /// There is no such region.
+    RegionNotFound,
+    /// The region belongs to another instance, or to none any more.
+    NotOwner,
+    /// The offset is no page's, or the length is 0 or more than a page.
+    OutOfBounds,
+    /// The page holds an entry, or was freed and not yet taken back.
+    PageInUse,
+}
+
+/// An entry was not pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PinError {
+    /// The digest has no entry.
+    #[error("there is no entry under this key; store it first")]
+    NotFound,
+    /// The entry has all the pins it may have.
+    #[error("the entry has as many pins as the server allows; release some")]
+    Limit,
+}
+
+/// A pin was not released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnpinError {
+    /// The digest has no entry.
+    #[error("there is no entry under this key, so there is no pin to release")]
+    NotFound,
+    /// The entry has no pin of this instance.
+    #[error("this instance has no pin on the entry; release each pin once")]
+    NotPinned,
+}
+
+/// An entry was not deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeleteError {
+    /// The digest has no entry.
+    #[error("there is no entry under this key")]
+    NotFound,
+    /// Somebody reads the entry.
+    #[error("the entry is pinned; try again when its readers are done")]
+    Pinned,
+}
+
+/// Counters of the directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct DirectoryCounts {
+    pub(super) entry_bytes: u64,
+    pub(super) pinned_entries: u64,
+    pub(super) pins: u64,
+}
+
+/// All entries and the index over them.
+#[derive(Debug)]
+pub(super) struct Directory {
+    entries: Slab<KvEntry>,
+    /// Slots of `entries`, hashed by the low half of the digest.
+    index: HashTable<u32>,
+    counts: DirectoryCounts,
+    /// The number of the last registration.
+    generation: u32,
+}
+
+impl Directory {
+    /// A directory that never grows, as long as it is never given more than `max_entries`.
+    pub(super) fn new(max_entries: u32) -> Directory {
+        let capacity = max_entries as usize;
+        Directory {
+            entries: Slab::with_capacity(capacity),
+            // Twice the room: removals leave tombstones where the table is dense, and a table without room left for
+            // them would rehash all of itself within one insert.
+            index: HashTable::with_capacity(2 * capacity),
+            counts: DirectoryCounts::default(),
+            generation: 0,
+        }
+    }
+
+    pub(super) fn find(&self, digest: Digest) -> Option<u32> {
+        self.index.find(hash(digest), |&slot| self.entries[slot as usize].digest == digest).copied()
+    }
+
+    /// The entry in a slot that is known to hold one.
+    pub(super) fn at(&self, slot: u32) -> &KvEntry {
+        &self.entries[slot as usize]
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &KvEntry)> {
+        self.entries.iter().map(|(slot, entry)| (narrow(slot), entry))
+    }
+
+    /// Adds an entry for a digest that has none.
+    pub(super) fn insert(&mut self, digest: Digest, region: u32, page: u32, length: NonZeroU32) -> u32 {
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        let slot = self.entries.insert(KvEntry { digest, region, page, length, pin_count: 0, generation });
+        let slot = narrow(slot);
+        let entries = &self.entries;
+        self.index.insert_unique(hash(digest), slot, |&other| hash(entries[other as usize].digest));
+        self.counts.entry_bytes += u64::from(length.get());
+        slot
+    }
+
+    /// Takes out the entry of a digest, unless it is pinned.
+    pub(super) fn remove(&mut self, digest: Digest) -> Result<KvEntry, DeleteError> {
+        let entries = &mut self.entries;
+        let found = self
+            .index
+            .find_entry(hash(digest), |&slot| entries[slot as usize].digest == digest)
+            .map_err(|_| DeleteError::NotFound)?;
+        let slot = *found.get() as usize;
+        if entries[slot].pin_count > 0 {
+            return Err(DeleteError::Pinned);
+        }
+        found.remove();
+        let entry = entries.remove(slot);
+        self.counts.entry_bytes -= u64::from(entry.length.get());
+        Ok(entry)
+    }
+
+    pub(super) fn pin(&mut self, slot: u32, limit: u32) -> Result<(), PinError> {
+        let entry = &mut self.entries[slot as usize];
+        if entry.pin_count >= limit {
+            return Err(PinError::Limit);
+        }
+        entry.pin_count += 1;
+        self.counts.pins += 1;
+        self.counts.pinned_entries += u64::from(entry.pin_count == 1);
+        Ok(())
+    }
+
+    /// Takes off `pins` pins, at least 1, that a ledger says the entry has.
+    pub(super) fn unpin(&mut self, slot: u32, pins: u32) {
+        let entry = &mut self.entries[slot as usize];
+        entry.pin_count -= pins;
+        self.counts.pins -= u64::from(pins);
+        self.counts.pinned_entries -= u64::from(entry.pin_count == 0);
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    pub(super) fn counts(&self) -> DirectoryCounts {
+        self.counts
+    }
+
+    /// Panics where index, entries and counters disagree.
+    pub(super) fn check(&self, max_entries: u32) {
+        let mut counts = DirectoryCounts::default();
+        for (slot, entry) in self.iter() {
+            assert_eq!(self.find(entry.digest), Some(slot), "the index leads to {entry:?}");
+            counts.entry_bytes += u64::from(entry.length.get());
+            counts.pinned_entries += u64::from(entry.pin_count > 0);
+            counts.pins += u64::from(entry.pin_count);
+        }
+        assert_eq!(self.index.len(), self.entries.len(), "the index leads to nothing else");
+        assert_eq!(self.counts, counts, "the directory's counters are those of a recount");
+        assert!(
+            self.entries.len() <= max_entries as usize,
+            "there are no more entries than there is room for"
+        );
+    }
+}
+
+/// The low half of a digest is a good hash already.
+fn hash(digest: Digest) -> u64 {
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
+    let low = digest.0 as u64;
+    low
+}
+
+fn narrow(slot: usize) -> u32 {
+    u32::try_from(slot).expect("there are at most max_entries slots, which is a u32")
+}
+
+impl State {
+    /// Makes the bytes at `offset` of a region of the caller's visible under a digest. The checks come in this order:
+    /// the region, its owner, the bounds, the digest, the page.
+    pub fn register(
+        &mut self,
+        caller: InstanceNumber,
+        digest: Digest,
+        region: RegionId,
+        offset: u64,
+        length: u32,
+    ) -> Registered {
+        let Some((slot, region)) = self.regions.find_mut(region) else {
+            return Registered::RegionNotFound;
+        };
+        if region.owner != Some(caller) {
+            return Registered::NotOwner;
+        }
+        let (Some(page), Some(length)) = (region.page_at(offset), region.length_in_page(length)) else {
+            return Registered::OutOfBounds;
+        };
+        if self.directory.find(digest).is_some() {
+            return Registered::Exists;
+        }
+        if region.pages.get(page) != Page::Held {
+            return Registered::PageInUse;
+        }
+        let entry = self.directory.insert(digest, slot, page, length);
+        region.add_entry(page, entry, length);
+        Registered::Done
+    }
+
+    /// Where the entry of a digest is. Nothing keeps it there: whoever wants to read pins.
+    pub fn lookup(&self, digest: Digest) -> Option<Location> {
+        self.directory.find(digest).map(|slot| self.location(slot))
+    }
+
+    /// Protects the entry of a digest from deletion and eviction on behalf of the caller, once more.
+    ///
+    /// # Errors
+    /// [`PinError`]; nothing is changed then.
+    pub fn pin(&mut self, caller: InstanceNumber, digest: Digest) -> Result<Location, PinError> {
+        let slot = self.directory.find(digest).ok_or(PinError::NotFound)?;
+        self.directory.pin(slot, self.limits.max_pins_per_entry)?;
+        self.instances.get_mut(caller).ledger.add(slot);
+        Ok(self.location(slot))
+    }
+
+    /// Releases one pin of the caller's.
+    ///
+    /// # Errors
+    /// [`UnpinError`]; nothing is changed then.
+    pub fn unpin(&mut self, caller: InstanceNumber, digest: Digest) -> Result<(), UnpinError> {
+        let slot = self.directory.find(digest).ok_or(UnpinError::NotFound)?;
+        if !self.instances.get_mut(caller).ledger.take(slot) {
+            return Err(UnpinError::NotPinned);
+        }
+        self.directory.unpin(slot, 1);
+        Ok(())
+    }
+
+    /// Deletes an entry, whoever asks. Its page waits for its owner to take it back; in an orphan it is gone, and with
+    /// the last entry the orphan is retired.
+    ///
+    /// # Errors
+    /// [`DeleteError`]; nothing is changed then.
+    pub fn delete(&mut self, digest: Digest) -> Result<(), DeleteError> {
+        let entry = self.directory.remove(digest)?;
+        self.regions.remove_entry(entry.region, entry.page, entry.length);
+        Ok(())
+    }
+
+    fn location(&self, slot: u32) -> Location {
+        let entry = self.directory.at(slot);
+        let region = self.regions.at(entry.region);
+        Location {
+            region: region.id,
+            offset: u64::from(entry.page) * region.page_size,
+            length: entry.length.get(),
+            generation: entry.generation,
+        }
+    }
+}

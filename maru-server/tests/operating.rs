@@ -1,0 +1,112 @@
+//! Starting and stopping the server, and what a person sees who gets it wrong.
+
+mod common;
+
+use std::process::Stdio;
+
+use common::Server;
+
+/// Runs a server that can't start, with a folder of its own; what it said.
+fn refused(options: &[&str]) -> String {
+    refused_in(&tempfile::tempdir().unwrap(), options)
+}
+
+/// The sentence is the last line, alone and without a backtrace.
+fn assert_says(said: &str, expected: &str) {
+    let last = said.lines().last().unwrap_or_default();
+    assert!(last.starts_with("maru-server: ") && last.contains(expected), "{said}");
+    assert!(!said.contains("backtrace") && !said.contains("panicked"), "{said}");
+}
+
+/// Runs a server that can't start; what it said.
+fn refused_in(folder: &tempfile::TempDir, options: &[&str]) -> String {
+    let output = Server::command(folder, options).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    said
+}
+
+#[test]
+fn sigterm_removes_the_socket_and_the_region_files() {
+    let mut server = Server::start(&[]);
+    let (mut peer, _) = server.hello("a");
+    let request = maru_proto::RequestAllocRequest {
+        size: (1 << 20).into(),
+        page_size: 4096.into(),
+        pool_id: maru_proto::RequestAllocRequest::ANY_POOL.into(),
+        reserved: 0.into(),
+    };
+    let response = peer.call(maru_proto::Opcode::RequestAlloc, maru_proto::Flags::NONE, &[request]);
+    assert_eq!(response.status, maru_proto::FrameStatus::Ok);
+    let region = server.folder.path().join("pool/region-1");
+    assert!(region.exists() && server.socket().exists());
+
+    assert!(server.terminate(), "the server ends with success");
+    assert!(!region.exists() && !server.socket().exists());
+    assert!(peer.next().is_none(), "the connection is closed");
+}
+
+#[test]
+fn a_second_server_on_the_same_pool_or_socket_is_refused() {
+    let server = Server::start(&[]);
+    assert_says(&refused_in(&server.folder, &[]), "another server uses the pool");
+    let other = server.folder.path().join("other-pool");
+    let said = refused_in(&server.folder, &["--pool-dir", other.to_str().unwrap()]);
+    assert_says(&said, "another server listens on");
+    server.hello("the first goes on");
+}
+
+#[test]
+fn a_socket_that_nobody_listens_on_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(std::os::unix::net::UnixListener::bind(folder.path().join("maru.sock")).unwrap());
+    Server::start_in(folder, &[]).hello("a");
+}
+
+#[test]
+fn what_can_not_work_is_one_clear_sentence() {
+    assert_says(&refused(&["--pool-size", "1KiB"]), "is too small");
+    assert_says(&refused(&["--pool-size", "1PiB"]), "does not fit");
+    assert_says(&refused(&["--pool-dir", "/proc/maru"]), "can't use /proc/maru as a pool");
+    assert_says(&refused(&["--socket", "/proc/maru.sock"]), "can't listen on /proc/maru.sock");
+    assert_says(&refused(&["--listen", "0.0.0.0:0"]), "needs --auth-token-file");
+    assert_says(&refused(&["--auth-token-file", "/nowhere"]), "the token in /nowhere can't be used");
+    assert_says(&refused(&["--log", "maru=loud"]), "--log maru=loud");
+}
+
+#[test]
+fn a_pool_without_huge_pages_names_the_mount_that_would_have_them() {
+    let server = Server::start(&[]);
+    assert!(server.said_at_start("huge=within_size"));
+}
+
+/// Needs root, as mounting does.
+#[test]
+fn root_can_have_the_server_mount_a_pool_with_huge_pages() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: mounting needs root");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mount = folder.path().join("mounted");
+    let socket = folder.path().join("maru.sock");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_maru-server"));
+    command.arg("--socket").arg(&socket).arg("--pool-mount").arg(&mount).args(["--pool-size", "16MiB"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut lines = std::io::BufRead::lines(stderr).map_while(Result::ok);
+    let log = lines.by_ref().take_while(|line| !line.contains("serving")).collect::<Vec<_>>();
+    if log.iter().any(|line| line.contains("can't mount")) {
+        eprintln!("skipped: this root may not mount: {log:#?}");
+        return;
+    }
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = mountinfo.lines().find(|line| line.contains(mount.to_str().unwrap())).expect("it is mounted");
+    assert!(line.contains("huge=within_size"), "{line}");
+
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mountinfo.contains(mount.to_str().unwrap()), "it is unmounted at the end");
+}

@@ -1,0 +1,304 @@
+//! What a connection may say to the server, and what becomes of it when it says something else.
+
+mod common;
+
+use common::{Peer, Server};
+use maru_proto::{
+    Flags, FrameStatus, HeartbeatRecord, KeyDigest, Opcode, RegionRecord, RegisterRecord,
+    RequestAllocRequest, SessionToken, StatKind, StatRecord, VersionRange, statuses,
+};
+use zerocopy::FromBytes;
+
+const NOTHING: &[KeyDigest] = &[];
+
+fn digest(n: u8) -> KeyDigest {
+    KeyDigest::from_bytes([n; 16])
+}
+
+fn region(peer: &mut Peer, pages: u64) -> RegionRecord {
+    let request = RequestAllocRequest {
+        size: (pages * 4096).into(),
+        page_size: 4096.into(),
+        pool_id: RequestAllocRequest::ANY_POOL.into(),
+        reserved: 0.into(),
+    };
+    let response = peer.call(Opcode::RequestAlloc, Flags::NONE, &[request]);
+    assert_eq!(response.status, FrameStatus::Ok);
+    RegionRecord::read_from_bytes(&response.body).unwrap()
+}
+
+fn record(n: u8, region: u32, offset: u64, length: u32) -> RegisterRecord {
+    RegisterRecord {
+        digest: digest(n),
+        region_id: region.into(),
+        length: length.into(),
+        offset: offset.into(),
+    }
+}
+
+fn stat(peer: &mut Peer, kind: StatKind) -> u64 {
+    let response = peer.call(Opcode::GetStats, Flags::NONE, NOTHING);
+    let records = <[StatRecord]>::ref_from_bytes(&response.body).unwrap();
+    records.iter().find(|record| record.kind.get() == kind as u16).unwrap().value.get()
+}
+
+#[test]
+fn frames_sent_together_are_answered_in_order() {
+    let server = Server::start(&[]);
+    let (mut peer, _) = server.hello("a");
+    let burst = (100..600).flat_map(|id| Peer::frame(Opcode::ExistsKv, Flags::NONE, id, &[digest(1)]));
+    peer.send(&burst.collect::<Vec<_>>());
+    for id in 100..600 {
+        assert_eq!(peer.response().id, id);
+    }
+}
+
+#[test]
+fn a_frame_may_arrive_byte_by_byte() {
+    let server = Server::start(&[]);
+    let (mut peer, _) = server.hello("a");
+    for byte in Peer::frame(Opcode::Heartbeat, Flags::NONE, 5, NOTHING) {
+        peer.send(&[byte]);
+    }
+    let response = peer.response();
+    assert_eq!((response.status, response.id), (FrameStatus::Ok, 5));
+    assert_eq!(HeartbeatRecord::read_from_bytes(&response.body).unwrap().epoch.get(), 1);
+}
+
+#[test]
+fn random_bytes_get_a_status_and_touch_nobody_else() {
+    let server = Server::start(&[]);
+    let (mut healthy, _) = server.hello("healthy");
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xFF; 4096], &[0; 17], b"MX"] {
+        let mut peer = server.connect();
+        peer.send(garbage);
+        assert_eq!(peer.response().status, FrameStatus::Malformed);
+        assert!(peer.next().is_none(), "the connection is closed");
+        assert_eq!(healthy.call(Opcode::ExistsKv, Flags::NONE, &[digest(1)]).status, FrameStatus::Ok);
+    }
+}
+
+#[test]
+fn a_connection_begins_with_hello_once() {
+    let server = Server::start(&[]);
+    let mut peer = server.connect();
+    assert_eq!(peer.call(Opcode::ExistsKv, Flags::NONE, &[digest(1)]).status, FrameStatus::HelloRequired);
+    assert!(peer.next().is_none());
+
+    let (mut peer, _) = server.hello("twice");
+    assert_eq!(peer.call(Opcode::Hello, Flags::NONE, NOTHING).status, FrameStatus::HelloRequired);
+    assert!(peer.next().is_none());
+}
+
+#[test]
+fn a_connection_that_says_nothing_is_closed_in_time() {
+    let server = Server::start(&["--hello-deadline", "100ms"]);
+    let (mut greeted, _) = server.hello("greeted");
+    let mut silent = server.connect();
+    assert!(silent.next().is_none());
+    assert_eq!(greeted.call(Opcode::Heartbeat, Flags::NONE, NOTHING).status, FrameStatus::Ok);
+}
+
+#[test]
+fn a_future_version_is_told_what_is_spoken() {
+    let server = Server::start(&[]);
+    let mut peer = server.connect();
+    let mut frame = Peer::frame(Opcode::Hello, Flags::NONE, 9, NOTHING);
+    frame[2] = 2;
+    peer.send(&frame);
+    let response = peer.response();
+    assert_eq!((response.status, response.id), (FrameStatus::UnsupportedVersion, 9));
+    assert_eq!(VersionRange::read_from_bytes(&response.body).unwrap(), VersionRange::SPOKEN);
+    assert!(peer.next().is_none());
+}
+
+#[test]
+fn an_unknown_operation_is_refused_and_the_connection_goes_on() {
+    let server = Server::start(&[]);
+    let (mut peer, _) = server.hello("a");
+    let mut frame = Peer::frame(Opcode::Heartbeat, Flags::NONE, 3, NOTHING);
+    frame[3] = 0x77;
+    peer.send(&frame);
+    let response = peer.response();
+    assert_eq!((response.status, response.id), (FrameStatus::UnsupportedOpcode, 3));
+    assert_eq!(peer.call(Opcode::Heartbeat, Flags::NONE, NOTHING).status, FrameStatus::Ok);
+}
+
+#[test]
+fn bodies_beyond_the_limit_are_refused_by_their_header() {
+    let server = Server::start(&["--max-body", "1KiB"]);
+    let (mut peer, hello) = server.hello("a");
+    assert_eq!(hello.max_body.get(), 1024);
+    assert_eq!(peer.call(Opcode::BatchExistsKv, Flags::NONE, &[digest(1); 64]).status, FrameStatus::Ok);
+    let mut header = Peer::frame(Opcode::BatchExistsKv, Flags::NONE, 8, NOTHING);
+    header[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+    peer.send(&header);
+    let response = peer.response();
+    assert_eq!((response.status, response.id), (FrameStatus::TooLarge, 8));
+    assert!(peer.next().is_none());
+}
+
+#[test]
+fn a_body_of_another_record_type_is_malformed() {
+    let server = Server::start(&[]);
+    for opcode in [Opcode::ExistsKv, Opcode::BatchRegisterKv, Opcode::RequestAlloc, Opcode::GetStats] {
+        let (mut peer, _) = server.hello("a");
+        assert_eq!(peer.call(opcode, Flags::NONE, &[7u64]).status, FrameStatus::Malformed, "{opcode}");
+        assert!(peer.next().is_none());
+    }
+    let (mut peer, _) = server.hello("a");
+    let answer = peer.call(Opcode::ExistsKv, Flags::RESPONSE, &[digest(1)]);
+    assert_eq!(answer.status, FrameStatus::Malformed, "a response sent as a request");
+}
+
+#[test]
+fn an_unpin_without_reply_is_served_silently() {
+    let server = Server::start(&[]);
+    let (mut peer, _) = server.hello("a");
+    let region = region(&mut peer, 4);
+    peer.call(Opcode::RegisterKv, Flags::NONE, &[record(1, region.region_id.get(), 0, 100)]);
+    peer.call(Opcode::PinKv, Flags::NONE, &[digest(1)]);
+    assert_eq!(stat(&mut peer, StatKind::Pins), 1);
+    peer.send(&Peer::frame(Opcode::UnpinKv, Flags::NO_REPLY, 0, &[digest(1)]));
+    assert_eq!(stat(&mut peer, StatKind::Pins), 0);
+}
+
+/// Named after what the original accepted.
+#[test]
+fn a_register_outside_the_callers_regions_is_refused_record_by_record() {
+    let server = Server::start(&[]);
+    let (mut owner, _) = server.hello("owner");
+    let (mut other, _) = server.hello("other");
+    let (own, foreign) = (region(&mut owner, 4).region_id.get(), region(&mut other, 4).region_id.get());
+    let batch = [
+        record(1, own, 0, 4096),
+        record(2, 999, 0, 10),
+        record(3, foreign, 0, 10),
+        record(4, own, 4095, 10),
+        record(5, own, 4 * 4096, 10),
+        record(6, own, 4096, 4097),
+        record(7, own, 4096, 0),
+        record(8, own, u64::MAX - 4095, 10),
+        record(1, own, 4096, 10),
+        record(9, own, 0, 10),
+        record(10, own, 4096, 10),
+    ];
+    let response = owner.call(Opcode::BatchRegisterKv, Flags::NONE, &batch);
+    use maru_proto::RecordStatus::*;
+    let expected = [
+        Ok,
+        RegionNotFound,
+        NotOwner,
+        OutOfBounds,
+        OutOfBounds,
+        OutOfBounds,
+        OutOfBounds,
+        OutOfBounds,
+        Exists,
+        PageInUse,
+        Ok,
+    ];
+    assert_eq!(statuses(&response.body, batch.len()).unwrap().collect::<Vec<_>>(), expected);
+    let found = owner.call(Opcode::BatchExistsKv, Flags::NONE, &(1..=10).map(digest).collect::<Vec<_>>());
+    let found = statuses(&found.body, 10).unwrap().map(|status| status == Ok).collect::<Vec<_>>();
+    assert_eq!(found, [true, false, false, false, false, false, false, false, false, true]);
+}
+
+/// The original freed a victim's memory for anybody who gave the victim's name.
+#[test]
+fn a_region_is_returned_by_its_owners_session_only() {
+    let server = Server::start(&[]);
+    let (mut owner, _) = server.hello("same name");
+    let (mut thief, _) = server.hello("same name");
+    let region = region(&mut owner, 4).region_id;
+    let request = maru_proto::ReturnAllocRequest { region_id: region, reserved: 0.into() };
+    assert_eq!(thief.call(Opcode::ReturnAlloc, Flags::NONE, &[request]).status, FrameStatus::Unauthorized);
+    assert_eq!(owner.call(Opcode::ReturnAlloc, Flags::NONE, &[request]).status, FrameStatus::Ok);
+    assert_eq!(owner.call(Opcode::ReturnAlloc, Flags::NONE, &[request]).status, FrameStatus::RegionNotFound);
+}
+
+#[test]
+fn a_session_is_joined_by_its_token_only() {
+    let server = Server::start(&[]);
+    let (mut first, hello) = server.hello("a");
+    let region = region(&mut first, 4).region_id;
+    let mut second = server.connect();
+    let joined = second.hello("a", hello.session);
+    assert_eq!((joined.resumed, joined.instance), (1, hello.instance));
+    let request = maru_proto::ReturnAllocRequest { region_id: region, reserved: 0.into() };
+    assert_eq!(second.call(Opcode::ReturnAlloc, Flags::NONE, &[request]).status, FrameStatus::Ok);
+
+    let mut stranger = server.connect();
+    let id = maru_proto::InstanceId::new("a").unwrap();
+    let guess = maru_proto::HelloRequest::new(id, maru_proto::ConnectionKind::Data, SessionToken([3; 16]));
+    assert_eq!(stranger.call(Opcode::Hello, Flags::NONE, &[guess]).status, FrameStatus::Unauthorized);
+    assert!(stranger.next().is_none());
+}
+
+#[test]
+fn shutdown_is_for_where_the_operator_allowed_it() {
+    let server = Server::start(&[]);
+    let (mut peer, _) = server.hello("a");
+    assert_eq!(peer.call(Opcode::Shutdown, Flags::NONE, NOTHING).status, FrameStatus::Unauthorized);
+    assert_eq!(peer.call(Opcode::Heartbeat, Flags::NONE, NOTHING).status, FrameStatus::Ok);
+
+    let mut server = Server::start(&["--allow-shutdown"]);
+    let (mut peer, _) = server.hello("a");
+    assert_eq!(peer.call(Opcode::Shutdown, Flags::NONE, NOTHING).status, FrameStatus::Ok);
+    assert!(server.wait_for_end());
+}
+
+#[test]
+fn one_connection_too_many_is_told_so() {
+    let server = Server::start(&["--max-connections", "2"]);
+    let (mut first, _) = server.hello("a");
+    let (second, _) = server.hello("b");
+    let mut third = server.connect();
+    assert_eq!(third.response().status, FrameStatus::Limit);
+    assert!(third.next().is_none());
+    assert_eq!(first.call(Opcode::Heartbeat, Flags::NONE, NOTHING).status, FrameStatus::Ok);
+    drop(second);
+    // The place is free once the server has seen the end of the second.
+    let deadline = std::time::Instant::now() + common::PATIENCE;
+    while stat(&mut first, StatKind::Connections) > 1 {
+        assert!(std::time::Instant::now() < deadline);
+    }
+    server.hello("c");
+}
+
+#[test]
+fn a_peer_that_does_not_read_holds_up_nobody() {
+    let server = Server::start(&[]);
+    let (deaf, _) = server.hello("deaf");
+    let (mut healthy, _) = server.hello("healthy");
+    let frame = Peer::frame(Opcode::BatchLookupKv, Flags::NONE, 1, &[digest(1); 1024]);
+    deaf.unix().set_write_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+    // Asks until the server stops reading, since its own responses are not taken.
+    let mut stream = deaf.unix();
+    let mut sent = 0usize;
+    while let Ok(written) = std::io::Write::write(&mut stream, &frame) {
+        sent += written;
+        assert!(sent < 64 << 20, "the server reads without end from a peer that takes no response");
+    }
+    assert_eq!(healthy.call(Opcode::ExistsKv, Flags::NONE, &[digest(1)]).status, FrameStatus::Ok);
+}
+
+#[test]
+fn tcp_needs_the_token_where_there_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "correct horse battery\n").unwrap();
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--auth-token-file", token.to_str().unwrap()]);
+    let address = server.tcp_address();
+    let id = maru_proto::InstanceId::new("remote").unwrap();
+    let hello = |auth: &[u8]| {
+        let mut hello =
+            maru_proto::HelloRequest::new(id, maru_proto::ConnectionKind::Data, SessionToken::NONE);
+        hello.auth = maru_proto::AuthToken::new(auth).unwrap();
+        let mut peer = Peer::tcp(&address);
+        peer.call(Opcode::Hello, Flags::NONE, &[hello]).status
+    };
+    assert_eq!(hello(b""), FrameStatus::Unauthorized);
+    assert_eq!(hello(b"correct horse batterx"), FrameStatus::Unauthorized);
+    assert_eq!(hello(b"correct horse battery"), FrameStatus::Ok);
+}
