@@ -74,6 +74,16 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = body_size)]
     pub max_body: u32,
 
+    /// How connections are driven: by a ring of the server's own, or by tasks of tokio-uring, which is slower and
+    /// needs less of the kernel. Auto takes the first where the kernel can.
+    #[arg(long, value_enum, default_value_t = Driver::Auto)]
+    pub driver: Driver,
+
+    /// How long the ring driver looks for the next request before it sleeps, while requests follow each other within
+    /// this time. A longer time answers sooner and uses more of a core; an idle server uses none either way.
+    #[arg(long, value_name = "TIME", default_value = "50us", value_parser = humantime::parse_duration)]
+    pub spin: Duration,
+
     /// Let any instance stop the server by the operation SHUTDOWN.
     #[arg(long)]
     pub allow_shutdown: bool,
@@ -81,6 +91,17 @@ pub struct Options {
     /// What to log: error, warn, info, debug, trace, or a filter such as info,maru_server::net=debug.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub log: String,
+}
+
+/// How connections are driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Driver {
+    /// The ring driver where the kernel can run it, else the plain one.
+    Auto,
+    /// A ring of the server's own (Linux 6.1 or later).
+    Ring,
+    /// Tasks of tokio-uring.
+    Plain,
 }
 
 fn body_size(text: &str) -> Result<u32, String> {

@@ -97,6 +97,7 @@ fn root_can_have_the_server_mount_a_pool_with_huge_pages() {
     let mut lines = std::io::BufRead::lines(stderr).map_while(Result::ok);
     let log = lines.by_ref().take_while(|line| !line.contains("serving")).collect::<Vec<_>>();
     if log.iter().any(|line| line.contains("can't mount")) {
+        child.wait().unwrap();
         eprintln!("skipped: this root may not mount: {log:#?}");
         return;
     }

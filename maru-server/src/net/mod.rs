@@ -2,8 +2,10 @@
 
 mod connection;
 mod listener;
+mod reactor;
 mod ring;
 mod stream;
+mod task;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -16,12 +18,13 @@ use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
 use crate::error::ServerError;
-use crate::options::Options;
+use crate::options::{Driver, Options};
 use crate::pool::{FolderPool, Mounted, PoolPlan};
 use crate::service::{ServedPool, Service, ServiceConfig};
 use crate::state::{Limits, PoolSpec, RetiredRegion};
 use connection::Link;
 use listener::{Listener, SocketFile};
+use reactor::{Arrivals, Reactor};
 
 /// Bytes of pool for each entry that the directory has room for, unless the operator says otherwise.
 const POOL_BYTES_PER_ENTRY: u64 = 16 * 1024;
@@ -64,6 +67,9 @@ struct Shared {
     pool: FolderPool,
     started: Instant,
     limits: NetLimits,
+    /// Where new connections go; each becomes a task of its own where there is no reactor.
+    reactor: Option<Rc<Arrivals>>,
+    stopping: Cell<bool>,
     connections: RefCell<Vec<Weak<Link>>>,
     open: Cell<usize>,
     greetings: RefCell<VecDeque<(Instant, Weak<Link>)>>,
@@ -92,6 +98,10 @@ impl Shared {
 
     /// Releases the memory of regions that the state has retired, beside the serving thread.
     fn release_retired(self: &Rc<Shared>) {
+        if self.stopping.get() {
+            // The pool's folder is cleared as a whole at the end.
+            return;
+        }
         // The borrow must end before the loop's body runs.
         let next = || -> Option<RetiredRegion> { self.service.borrow_mut().next_retired() };
         while let Some(region) = next() {
@@ -117,6 +127,8 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
     let (socket, unix) = SocketFile::listen(options.socket.as_deref())?;
     let tcp = options.listen.map(Listener::tcp).transpose()?;
 
+    let reactor = reactor(options)?;
+    let arrivals = reactor.is_some().then(Rc::<Arrivals>::default);
     let shared = Rc::new(Shared {
         service: RefCell::new(Service::new(service_config(options, &pool, auth))),
         pool,
@@ -125,6 +137,8 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
             max_connections: options.max_connections,
             hello_deadline: options.hello_deadline,
         },
+        reactor: arrivals.clone(),
+        stopping: Cell::new(false),
         connections: RefCell::default(),
         open: Cell::new(0),
         greetings: RefCell::default(),
@@ -136,6 +150,9 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
     });
     let address = tcp.as_ref().and_then(Listener::address).map(tracing::field::display);
     info!(socket = %socket.path().display(), tcp = address, "serving");
+    if let Some((reactor, arrivals)) = reactor.zip(arrivals) {
+        tokio_uring::spawn(reactor.run(arrivals));
+    }
     let acceptors = [Some(unix), tcp].into_iter().flatten();
     let acceptors = acceptors
         .map(|listener| tokio_uring::spawn(listener::accept(Rc::clone(&shared), listener)))
@@ -151,10 +168,26 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
     drop(socket);
     acceptors.iter().for_each(tokio::task::JoinHandle::abort);
     shared.service.borrow_mut().stop();
+    shared.stopping.set(true);
     drain(&shared).await;
     shared.pool.clear();
     info!("stopped");
     Ok(())
+}
+
+/// The fast driver, unless the plain one is asked for or all that this kernel can do.
+fn reactor(options: &Options) -> Result<Option<Reactor>, ServerError> {
+    if options.driver == Driver::Plain {
+        return Ok(None);
+    }
+    match Reactor::new(options.spin) {
+        Ok(reactor) => Ok(Some(reactor)),
+        Err(error) if options.driver == Driver::Auto => {
+            warn!(%error, "the kernel can't run the fast driver (Linux 6.1 or later can); using the plain one");
+            Ok(None)
+        }
+        Err(error) => Err(ServerError::Ring(ring::explain(&error))),
+    }
 }
 
 /// Lets connections finish the frames that they have read, then closes them.

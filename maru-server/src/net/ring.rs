@@ -20,7 +20,7 @@ pub(super) fn runtime() -> Result<tokio_uring::Runtime, ServerError> {
 }
 
 /// What stands between this process and io_uring, and what to do about it.
-fn explain(error: &io::Error) -> String {
+pub(super) fn explain(error: &io::Error) -> String {
     let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     match (Errno::from_io_error(error), disabled.trim()) {
         (Some(Errno::PERM), "2") => {

@@ -273,3 +273,45 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u64) -> Digest {
+        // Scattered like a real digest's: the steps of a Weyl sequence, mixed.
+        let mixed = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        Digest(u128::from(mixed ^ (mixed >> 32)))
+    }
+
+    #[test]
+    fn a_full_directory_under_churn_neither_grows_nor_rehashes() {
+        // As dense as the table's size, a power of two, allows.
+        let max = 14_336;
+        let mut directory = Directory::new(max);
+        let memory = (directory.entries.capacity(), directory.index.allocation_size());
+        (0..u64::from(max)).for_each(|number| {
+            directory.insert(key(number), 0, 0, NonZeroU32::MIN);
+        });
+        for number in 0..300_000 {
+            directory.remove(key(number)).unwrap();
+            directory.insert(key(number + u64::from(max)), 0, 0, NonZeroU32::MIN);
+        }
+        assert_eq!((directory.entries.capacity(), directory.index.allocation_size()), memory);
+        // What tombstones took of the room is far from making the table clean itself up.
+        assert!(directory.index.capacity() > 3 * max as usize / 2, "{}", directory.index.capacity());
+        directory.check(max);
+    }
+
+    #[test]
+    fn digests_that_share_the_low_half_are_told_apart() {
+        let mut directory = Directory::new(4);
+        let slots = [1, 2, 3].map(|high| directory.insert(Digest(high << 64 | 5), 0, 0, NonZeroU32::MIN));
+        assert_eq!(directory.find(Digest(2 << 64 | 5)), Some(slots[1]));
+        assert_eq!(directory.find(Digest(5)), None);
+        directory.remove(Digest(2 << 64 | 5)).unwrap();
+        assert_eq!(directory.find(Digest(3 << 64 | 5)), Some(slots[2]));
+        directory.check(4);
+    }
+}

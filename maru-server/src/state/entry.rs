@@ -25,3 +25,29 @@ pub(super) struct KvEntry {
 
 const _: () = assert!(size_of::<KvEntry>() == 64);
 const _: () = assert!(size_of::<Option<KvEntry>>() == 64);
+
+#[cfg(test)]
+mod tests {
+    use slab::Slab;
+
+    use super::*;
+
+    #[test]
+    fn a_slot_of_the_slab_is_a_cache_line() {
+        let mut slab = Slab::with_capacity(2);
+        let slots = [7, 8].map(|key| {
+            let length = NonZeroU32::MIN;
+            slab.insert(KvEntry {
+                digest: Digest(key),
+                region: 0,
+                page: 0,
+                length,
+                pin_count: 0,
+                generation: 0,
+            })
+        });
+        let [first, second] = slots.map(|slot| &raw const slab[slot]);
+        assert_eq!(second.addr() - first.addr(), 64);
+        assert_eq!(first.addr() % 64, 0);
+    }
+}

@@ -77,8 +77,10 @@ impl Ledger {
         self.pins.iter().map(|(&entry, &pins)| (entry, pins))
     }
 
-    pub(super) fn total(&self) -> u64 {
-        self.total
+    /// Bytes of memory that the ledger takes.
+    #[cfg(test)]
+    pub(super) fn allocation_size(&self) -> usize {
+        self.pins.allocation_size()
     }
 }
 
@@ -288,7 +290,7 @@ impl State {
                 region_bytes: 0,
                 entry_bytes: 0,
                 pinned_entries: instance.ledger.pins.len() as u64,
-                pins: instance.ledger.total(),
+                pins: instance.ledger.total,
                 grace_left: instance.grace_end.map_or(Duration::ZERO, |end| end.saturating_sub(now)),
             };
             for region in instance.regions.iter().filter_map(|id| self.regions.find(*id)).map(Region::info) {

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
+mod allocation;
 mod check;
 mod directory;
 mod entry;
@@ -17,14 +18,17 @@ mod pools;
 mod regions;
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod tests;
 
+pub use allocation::{AllocError, ReturnError};
 pub use directory::{DeleteError, PinError, Registered, UnpinError};
 pub use instances::{LimitReached, Usage};
 pub use pools::{PoolInfo, PoolSpec};
-pub use regions::{AllocError, RegionInfo, RetiredRegion, ReturnError};
+pub use regions::{RegionInfo, RetiredRegion};
 
 use directory::Directory;
 use instances::Instances;
@@ -79,8 +83,8 @@ pub struct Location {
 /// What the state never exceeds.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Pages of all regions, and by that entries. The directory takes its memory for them at once: about 85 bytes
-    /// each of address space, of which 64 are touched when the entry is first used.
+    /// Pages of all regions, and by that entries. The directory reserves up to 87 bytes of address space for each at
+    /// once; up to 5 of them are touched then, the others when the entry is first used.
     pub max_entries: u32,
     /// Pins that one entry may have, over all instances.
     pub max_pins_per_entry: u32,

@@ -1,13 +1,15 @@
 //! What a connection may say to the server, and what becomes of it when it says something else.
 
-mod common;
-
-use common::{Peer, Server};
+use crate::common::{PATIENCE, Peer, Server};
 use maru_proto::{
     Flags, FrameStatus, HeartbeatRecord, KeyDigest, Opcode, RegionRecord, RegisterRecord,
     RequestAllocRequest, SessionToken, StatKind, StatRecord, VersionRange, statuses,
 };
 use zerocopy::FromBytes;
+
+fn start(options: &[&str]) -> Server {
+    Server::start(&[&["--driver", crate::DRIVER], options].concat())
+}
 
 const NOTHING: &[KeyDigest] = &[];
 
@@ -44,7 +46,7 @@ fn stat(peer: &mut Peer, kind: StatKind) -> u64 {
 
 #[test]
 fn frames_sent_together_are_answered_in_order() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let (mut peer, _) = server.hello("a");
     let burst = (100..600).flat_map(|id| Peer::frame(Opcode::ExistsKv, Flags::NONE, id, &[digest(1)]));
     peer.send(&burst.collect::<Vec<_>>());
@@ -55,7 +57,7 @@ fn frames_sent_together_are_answered_in_order() {
 
 #[test]
 fn a_frame_may_arrive_byte_by_byte() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let (mut peer, _) = server.hello("a");
     for byte in Peer::frame(Opcode::Heartbeat, Flags::NONE, 5, NOTHING) {
         peer.send(&[byte]);
@@ -67,7 +69,7 @@ fn a_frame_may_arrive_byte_by_byte() {
 
 #[test]
 fn random_bytes_get_a_status_and_touch_nobody_else() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let (mut healthy, _) = server.hello("healthy");
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xFF; 4096], &[0; 17], b"MX"] {
         let mut peer = server.connect();
@@ -80,7 +82,7 @@ fn random_bytes_get_a_status_and_touch_nobody_else() {
 
 #[test]
 fn a_connection_begins_with_hello_once() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let mut peer = server.connect();
     assert_eq!(peer.call(Opcode::ExistsKv, Flags::NONE, &[digest(1)]).status, FrameStatus::HelloRequired);
     assert!(peer.next().is_none());
@@ -92,7 +94,7 @@ fn a_connection_begins_with_hello_once() {
 
 #[test]
 fn a_connection_that_says_nothing_is_closed_in_time() {
-    let server = Server::start(&["--hello-deadline", "100ms"]);
+    let server = start(&["--hello-deadline", "100ms"]);
     let (mut greeted, _) = server.hello("greeted");
     let mut silent = server.connect();
     assert!(silent.next().is_none());
@@ -101,7 +103,7 @@ fn a_connection_that_says_nothing_is_closed_in_time() {
 
 #[test]
 fn a_future_version_is_told_what_is_spoken() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let mut peer = server.connect();
     let mut frame = Peer::frame(Opcode::Hello, Flags::NONE, 9, NOTHING);
     frame[2] = 2;
@@ -114,7 +116,7 @@ fn a_future_version_is_told_what_is_spoken() {
 
 #[test]
 fn an_unknown_operation_is_refused_and_the_connection_goes_on() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let (mut peer, _) = server.hello("a");
     let mut frame = Peer::frame(Opcode::Heartbeat, Flags::NONE, 3, NOTHING);
     frame[3] = 0x77;
@@ -126,7 +128,7 @@ fn an_unknown_operation_is_refused_and_the_connection_goes_on() {
 
 #[test]
 fn bodies_beyond_the_limit_are_refused_by_their_header() {
-    let server = Server::start(&["--max-body", "1KiB"]);
+    let server = start(&["--max-body", "1KiB"]);
     let (mut peer, hello) = server.hello("a");
     assert_eq!(hello.max_body.get(), 1024);
     assert_eq!(peer.call(Opcode::BatchExistsKv, Flags::NONE, &[digest(1); 64]).status, FrameStatus::Ok);
@@ -140,7 +142,7 @@ fn bodies_beyond_the_limit_are_refused_by_their_header() {
 
 #[test]
 fn a_body_of_another_record_type_is_malformed() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     for opcode in [Opcode::ExistsKv, Opcode::BatchRegisterKv, Opcode::RequestAlloc, Opcode::GetStats] {
         let (mut peer, _) = server.hello("a");
         assert_eq!(peer.call(opcode, Flags::NONE, &[7u64]).status, FrameStatus::Malformed, "{opcode}");
@@ -153,7 +155,7 @@ fn a_body_of_another_record_type_is_malformed() {
 
 #[test]
 fn an_unpin_without_reply_is_served_silently() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let (mut peer, _) = server.hello("a");
     let region = region(&mut peer, 4);
     peer.call(Opcode::RegisterKv, Flags::NONE, &[record(1, region.region_id.get(), 0, 100)]);
@@ -166,7 +168,7 @@ fn an_unpin_without_reply_is_served_silently() {
 /// Named after what the original accepted.
 #[test]
 fn a_register_outside_the_callers_regions_is_refused_record_by_record() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let (mut owner, _) = server.hello("owner");
     let (mut other, _) = server.hello("other");
     let (own, foreign) = (region(&mut owner, 4).region_id.get(), region(&mut other, 4).region_id.get());
@@ -207,7 +209,7 @@ fn a_register_outside_the_callers_regions_is_refused_record_by_record() {
 /// The original freed a victim's memory for anybody who gave the victim's name.
 #[test]
 fn a_region_is_returned_by_its_owners_session_only() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let (mut owner, _) = server.hello("same name");
     let (mut thief, _) = server.hello("same name");
     let region = region(&mut owner, 4).region_id;
@@ -219,7 +221,7 @@ fn a_region_is_returned_by_its_owners_session_only() {
 
 #[test]
 fn a_session_is_joined_by_its_token_only() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let (mut first, hello) = server.hello("a");
     let region = region(&mut first, 4).region_id;
     let mut second = server.connect();
@@ -237,12 +239,12 @@ fn a_session_is_joined_by_its_token_only() {
 
 #[test]
 fn shutdown_is_for_where_the_operator_allowed_it() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let (mut peer, _) = server.hello("a");
     assert_eq!(peer.call(Opcode::Shutdown, Flags::NONE, NOTHING).status, FrameStatus::Unauthorized);
     assert_eq!(peer.call(Opcode::Heartbeat, Flags::NONE, NOTHING).status, FrameStatus::Ok);
 
-    let mut server = Server::start(&["--allow-shutdown"]);
+    let mut server = start(&["--allow-shutdown"]);
     let (mut peer, _) = server.hello("a");
     assert_eq!(peer.call(Opcode::Shutdown, Flags::NONE, NOTHING).status, FrameStatus::Ok);
     assert!(server.wait_for_end());
@@ -250,7 +252,7 @@ fn shutdown_is_for_where_the_operator_allowed_it() {
 
 #[test]
 fn one_connection_too_many_is_told_so() {
-    let server = Server::start(&["--max-connections", "2"]);
+    let server = start(&["--max-connections", "2"]);
     let (mut first, _) = server.hello("a");
     let (second, _) = server.hello("b");
     let mut third = server.connect();
@@ -259,7 +261,7 @@ fn one_connection_too_many_is_told_so() {
     assert_eq!(first.call(Opcode::Heartbeat, Flags::NONE, NOTHING).status, FrameStatus::Ok);
     drop(second);
     // The place is free once the server has seen the end of the second.
-    let deadline = std::time::Instant::now() + common::PATIENCE;
+    let deadline = std::time::Instant::now() + PATIENCE;
     while stat(&mut first, StatKind::Connections) > 1 {
         assert!(std::time::Instant::now() < deadline);
     }
@@ -268,7 +270,7 @@ fn one_connection_too_many_is_told_so() {
 
 #[test]
 fn a_peer_that_does_not_read_holds_up_nobody() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let (deaf, _) = server.hello("deaf");
     let (mut healthy, _) = server.hello("healthy");
     let frame = Peer::frame(Opcode::BatchLookupKv, Flags::NONE, 1, &[digest(1); 1024]);
@@ -288,7 +290,7 @@ fn tcp_needs_the_token_where_there_is_one() {
     let folder = tempfile::tempdir().unwrap();
     let token = folder.path().join("token");
     std::fs::write(&token, "correct horse battery\n").unwrap();
-    let server = Server::start(&["--listen", "127.0.0.1:0", "--auth-token-file", token.to_str().unwrap()]);
+    let server = start(&["--listen", "127.0.0.1:0", "--auth-token-file", token.to_str().unwrap()]);
     let address = server.tcp_address();
     let id = maru_proto::InstanceId::new("remote").unwrap();
     let hello = |auth: &[u8]| {

@@ -1,0 +1,376 @@
+//! The fast driver: one ring of its own inside the runtime serves all connections.
+//!
+//! A request costs at most one system call beside its answer, none of them while requests keep coming: completions are
+//! looked for in shared memory, for a bounded time, before the thread sleeps in the runtime, from which the ring's
+//! eventfd wakes it. A connection that has to wait for anything but its peer moves to a task of its own and stays there.
+
+use std::cell::RefCell;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use io_uring::{IoUring, opcode, squeue, types};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+use slab::Slab;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tracing::debug;
+
+use super::connection::{Connection, Pause, Wait};
+use super::task;
+use crate::output::Output;
+
+/// Entries of the submission queue; a full one is submitted at once, so this bounds nothing else.
+const SUBMISSIONS: u32 = 1024;
+/// Entries of the completion queue: each connection has at most one receive and one send under way.
+const COMPLETIONS: u32 = 16 * 1024;
+/// How long the reactor goes on before other tasks of the runtime have a turn.
+const TURN: Duration = Duration::from_micros(200);
+
+/// `IORING_RECVSEND_POLL_FIRST`: don't try to receive at once, the peer has not had time to send.
+const POLL_FIRST: u16 = 1;
+
+/// Connections on their way to the reactor.
+#[derive(Default)]
+pub(super) struct Arrivals {
+    connections: RefCell<Vec<Connection>>,
+    arrived: Notify,
+}
+
+impl Arrivals {
+    /// Hands a connection over.
+    pub(super) fn push(&self, connection: Connection) {
+        self.connections.borrow_mut().push(connection);
+        self.arrived.notify_one();
+    }
+}
+
+/// All connections of the fast driver, and their ring.
+pub(super) struct Reactor {
+    ring: IoUring,
+    /// Signalled by the kernel as completions become available.
+    completed: AsyncFd<OwnedFd>,
+    slots: Slab<Slot>,
+    completions: Vec<(u64, i32)>,
+    spin: Duration,
+}
+
+struct Slot {
+    connection: Connection,
+    /// The kernel writes into the connection's input.
+    receiving: bool,
+    /// What is being sent, of which `sent` bytes have gone; empty when nothing is.
+    sending: Vec<u8>,
+    sent: usize,
+    /// The kernel reads from `sending`.
+    send_under_way: bool,
+    /// There may be whole frames in the input.
+    unserved: bool,
+    /// Ends once what is under way is done.
+    closing: bool,
+}
+
+impl Reactor {
+    /// A reactor that looks for completions for `spin` before it sleeps.
+    ///
+    /// # Errors
+    /// Where the kernel lacks what it needs (Linux 6.1) or a sandbox forbids it.
+    pub(super) fn new(spin: Duration) -> io::Result<Reactor> {
+        let ring = IoUring::builder()
+            .setup_cqsize(COMPLETIONS)
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_coop_taskrun()
+            .setup_taskrun_flag()
+            .build(SUBMISSIONS)?;
+        let completed = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        ring.submitter().register_eventfd(completed.as_raw_fd())?;
+        // SAFETY: an `OwnedFd` is open until it is dropped, which the `AsyncFd` that takes it does.
+        let completed = unsafe { AsyncFd::register_with_interest(completed, Interest::READABLE) }?;
+        Ok(Reactor { ring, completed, slots: Slab::new(), completions: Vec::new(), spin })
+    }
+
+    /// Serves for as long as the server runs.
+    pub(super) async fn run(mut self, arrivals: Rc<Arrivals>) {
+        let mut turn_began = Instant::now();
+        let mut active = turn_began;
+        // Waiting for the next request by spinning pays only where it comes soon, as the last one did.
+        let mut spinning = false;
+        loop {
+            for connection in arrivals.connections.take() {
+                self.adopt(connection);
+            }
+            match self.turn() {
+                Ok(true) => {
+                    let now = Instant::now();
+                    spinning = now - active <= self.spin;
+                    active = now;
+                    if now - turn_began > TURN {
+                        tokio::task::yield_now().await;
+                        turn_began = Instant::now();
+                    }
+                }
+                Ok(false) if spinning && active.elapsed() < self.spin => std::hint::spin_loop(),
+                Ok(false) => {
+                    self.sleep(&arrivals).await;
+                    turn_began = Instant::now();
+                }
+                Err(error) => {
+                    // The ring itself is broken, which nothing here can mend.
+                    tracing::error!(%error, "the ring failed");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits for completions or arrivals.
+    async fn sleep(&mut self, arrivals: &Arrivals) {
+        tokio::select! {
+            ready = self.completed.readable() => if let Ok(mut ready) = ready {
+                // The descriptor is never read: each completion is an edge, and edges are all that is listened to.
+                ready.clear_ready();
+            },
+            () = arrivals.arrived.notified() => {}
+        }
+    }
+
+    /// Submits what is queued, and deals with what completed; whether anything did.
+    fn turn(&mut self) -> io::Result<bool> {
+        self.enter()?;
+        self.completions.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+        if self.completions.is_empty() {
+            return Ok(false);
+        }
+        let completions = mem::take(&mut self.completions);
+        // A lone answer goes out by a call of its own, which wakes its reader sooner than the ring would.
+        let alone = completions.len() == 1;
+        for &(data, result) in &completions {
+            let (key, receive) = (usize::try_from(data >> 1).expect("keys are usize"), data & 1 == 0);
+            if receive {
+                self.received(key, result)
+            } else {
+                self.sent(key, result)
+            }
+            self.advance(key, alone)?;
+        }
+        self.completions = completions;
+        self.completions.clear();
+        Ok(true)
+    }
+
+    /// Enters the kernel where something is queued, or where it has completions that it posts only then.
+    fn enter(&mut self) -> io::Result<()> {
+        let submission = self.ring.submission();
+        let idle = submission.is_empty() && !submission.taskrun() && !submission.cq_overflow();
+        drop(submission);
+        if idle {
+            return Ok(());
+        }
+        match self.ring.submit() {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::INTR) => Ok(()),
+            entered => entered.map(drop),
+        }
+    }
+
+    fn adopt(&mut self, connection: Connection) {
+        let slot = Slot {
+            connection,
+            receiving: false,
+            sending: Vec::new(),
+            sent: 0,
+            send_under_way: false,
+            unserved: false,
+            closing: false,
+        };
+        let key = self.slots.insert(slot);
+        if let Err(error) = self.advance(key, false) {
+            debug!(%error, "could not take in a connection");
+        }
+    }
+
+    fn received(&mut self, key: usize, result: i32) {
+        let slot = &mut self.slots[key];
+        slot.receiving = false;
+        match usize::try_from(result) {
+            Ok(0) | Err(_) => slot.closing = true,
+            Ok(received) => {
+                let input = &mut slot.connection.input;
+                let filled = input.len() + received;
+                debug_assert!(filled <= input.capacity());
+                // SAFETY: the kernel wrote `received` bytes from the end of the input on, within the capacity that
+                // it was given; nothing has touched the input since.
+                unsafe { input.set_len(filled) };
+                slot.unserved = true;
+            }
+        }
+    }
+
+    fn sent(&mut self, key: usize, result: i32) {
+        let slot = &mut self.slots[key];
+        slot.send_under_way = false;
+        match usize::try_from(result) {
+            Ok(sent) if sent > 0 => slot.sent += sent,
+            _ => {
+                slot.closing = true;
+                slot.sent = slot.sending.len();
+            }
+        }
+    }
+
+    /// Goes on with a connection as far as it can without waiting.
+    fn advance(&mut self, key: usize, alone: bool) -> io::Result<()> {
+        loop {
+            let slot = &mut self.slots[key];
+            if slot.send_under_way {
+                if slot.closing {
+                    slot.connection.link.close();
+                }
+                return Ok(());
+            }
+            if !slot.sending.is_empty() {
+                if slot.sent < slot.sending.len() {
+                    return self.send(key);
+                }
+                slot.sent = 0;
+                let bytes = mem::take(&mut slot.sending);
+                slot.connection.output = Output::reuse(bytes);
+            }
+            if slot.closing {
+                self.close(key);
+                return Ok(());
+            }
+            if slot.receiving {
+                return Ok(());
+            }
+            let pause = if slot.unserved { slot.connection.serve() } else { Pause::Read };
+            slot.unserved = matches!(pause, Pause::Turn);
+            match pause {
+                Pause::Wait(wait) => {
+                    self.hand_over(key, wait);
+                    return Ok(());
+                }
+                Pause::Close => slot.closing = true,
+                Pause::Read | Pause::Turn => {}
+            }
+            slot.connection.shared.release_retired();
+            let whole = self.answer(key, alone);
+            let slot = &self.slots[key];
+            if whole && (slot.closing || slot.unserved) {
+                continue;
+            }
+            if !whole {
+                self.send(key)?;
+            }
+            let slot = &self.slots[key];
+            return if slot.closing || slot.unserved { Ok(()) } else { self.receive(key) };
+        }
+    }
+
+    /// Begins to send the output; whether all of it went out at once.
+    fn answer(&mut self, key: usize, alone: bool) -> bool {
+        let slot = &mut self.slots[key];
+        if slot.connection.output.is_empty() {
+            return true;
+        }
+        let output = mem::take(&mut slot.connection.output);
+        if alone {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match send(slot.connection.link.stream.fd(), output.bytes(), flags) {
+                Ok(sent) if sent == output.len() => {
+                    slot.connection.output = Output::reuse(output.into_bytes());
+                    return true;
+                }
+                Ok(sent) => slot.sent = sent,
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => {
+                    debug!(%error, "a connection broke");
+                    slot.closing = true;
+                    return true;
+                }
+            }
+        }
+        slot.sending = output.into_bytes();
+        false
+    }
+
+    /// Has the kernel send the rest of what is being sent.
+    fn send(&mut self, key: usize) -> io::Result<()> {
+        let slot = &mut self.slots[key];
+        slot.send_under_way = true;
+        let rest = &slot.sending[slot.sent..];
+        let length = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+        let fd = types::Fd(slot.connection.link.stream.fd().as_raw_fd());
+        let flags = i32::try_from(SendFlags::NOSIGNAL.bits()).expect("the flag is small");
+        let entry = opcode::Send::new(fd, rest.as_ptr(), length).flags(flags).build();
+        self.push(&entry.user_data((key as u64) << 1 | 1))
+    }
+
+    /// Has the kernel receive into the free part of the input.
+    fn receive(&mut self, key: usize) -> io::Result<()> {
+        let slot = &mut self.slots[key];
+        slot.receiving = true;
+        let free = slot.connection.input.spare_capacity_mut();
+        let length = u32::try_from(free.len()).unwrap_or(u32::MAX);
+        let fd = types::Fd(slot.connection.link.stream.fd().as_raw_fd());
+        let entry = opcode::Recv::new(fd, free.as_mut_ptr().cast(), length).ioprio(POLL_FIRST).build();
+        self.push(&entry.user_data((key as u64) << 1))
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        loop {
+            // SAFETY: the buffer belongs to a slot, which is kept, and whose buffer is neither touched nor moved
+            // from here until the operation completes; the descriptor is closed with the slot, later still.
+            let pushed = unsafe { self.ring.submission().push(entry) };
+            if pushed.is_ok() {
+                return Ok(());
+            }
+            self.enter()?;
+        }
+    }
+
+    /// Ends a connection, at once or when what is under way has ended.
+    fn close(&mut self, key: usize) {
+        if self.slots[key].receiving {
+            self.slots[key].connection.link.close();
+        } else {
+            drop(self.slots.remove(key));
+        }
+    }
+
+    /// Moves a connection, of which nothing is under way, to a task of its own.
+    fn hand_over(&mut self, key: usize, wait: Wait) {
+        let slot = self.slots.remove(key);
+        tokio_uring::spawn(task::run(slot.connection, Some(wait)));
+    }
+}
+
+impl Drop for Reactor {
+    /// The kernel may still write into buffers of the slots, so these outlive every operation.
+    fn drop(&mut self) {
+        for (_, slot) in &self.slots {
+            slot.connection.link.close();
+        }
+        let busy = |slot: &Slot| slot.receiving || slot.send_under_way;
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while self.slots.iter().any(|(_, slot)| busy(slot)) && Instant::now() < deadline {
+            if self.enter().is_err() {
+                break;
+            }
+            let completed = self.ring.completion().map(|entry| entry.user_data()).collect::<Vec<_>>();
+            for data in completed {
+                let slot = &mut self.slots[usize::try_from(data >> 1).expect("keys are usize")];
+                if data & 1 == 0 { slot.receiving = false } else { slot.send_under_way = false }
+            }
+        }
+        if self.slots.iter().any(|(_, slot)| busy(slot)) {
+            // Rather leak the buffers than let the kernel write into memory that is used for something else.
+            self.slots.drain().for_each(mem::forget);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! A connection as a task of the runtime: what the plain driver runs for every connection, and the reactor for those
+//! that have to wait for more than their peer.
+
+use std::io::{self, IoSlice};
+use std::mem::{self, MaybeUninit};
+use std::os::fd::AsFd;
+use std::rc::Rc;
+
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio_uring::buf::BoundedBuf;
+use tracing::debug;
+
+use super::connection::{Connection, Pause, Wait};
+use super::stream::Stream;
+use crate::output::Output;
+use crate::service::Next;
+use crate::state::{RegionId, RegionInfo};
+
+/// Tells a connection that it is one too many.
+pub(super) async fn turn_away(mut connection: Connection) {
+    connection.shared.service.borrow_mut().refuse_connection(&mut connection.output);
+    let _ = write(&mut connection).await;
+}
+
+/// Serves until the peer closes, breaks the protocol, or the server stops; begins with what a reactor left to do.
+pub(super) async fn run(mut connection: Connection, left: Option<Wait>) {
+    if let Err(error) = serve(&mut connection, left).await {
+        debug!(%error, "a connection broke");
+    }
+}
+
+async fn serve(connection: &mut Connection, mut left: Option<Wait>) -> io::Result<()> {
+    loop {
+        // Listened to before serving, so that a release in between is not missed.
+        let shared = Rc::clone(&connection.shared);
+        let released = shared.released.notified();
+        let pause = left.take().map_or_else(|| connection.serve(), Pause::Wait);
+        let pause = match pause {
+            Pause::Wait(Wait::MakeRegion(region, request)) => make_region(connection, region, &request).await,
+            pause => pause,
+        };
+        if let Pause::Wait(Wait::Attach { at, region, writable }) = pause {
+            write_with_region(connection, at, region, writable).await?;
+            continue;
+        }
+        write(connection).await?;
+        match pause {
+            Pause::Read => {
+                let input = mem::take(&mut connection.input);
+                let filled = input.len();
+                let (read, slice) = connection.link.stream.read(input.slice(filled..)).await;
+                connection.input = slice.into_inner();
+                if read? == 0 {
+                    return Ok(());
+                }
+            }
+            Pause::Close => return Ok(()),
+            Pause::Wait(Wait::Shutdown) => {
+                shared.stop.notify_one();
+                return Ok(());
+            }
+            Pause::Wait(Wait::Release) => released.await,
+            // Others have their turn before this connection goes on.
+            _ => tokio::task::yield_now().await,
+        }
+    }
+}
+
+async fn make_region(connection: &mut Connection, region: RegionInfo, request: &maru_proto::Header) -> Pause {
+    let shared = Rc::clone(&connection.shared);
+    let made = tokio::task::spawn_blocking(shared.pool.maker(region.id, region.extent)).await;
+    let made = made.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+    let at = connection.output.len();
+    let mut service = shared.service.borrow_mut();
+    match service.region_made(&connection.session, request, region.id, made, &mut connection.output) {
+        Next::Attach { region, writable } => Pause::Wait(Wait::Attach { at, region, writable }),
+        _ => Pause::Turn,
+    }
+}
+
+/// Writes what there is; the output is empty afterwards.
+async fn write(connection: &mut Connection) -> io::Result<()> {
+    connection.shared.release_retired();
+    if !connection.output.is_empty() {
+        let bytes = mem::take(&mut connection.output).into_bytes();
+        let (written, bytes) = connection.link.stream.write_all(bytes).await;
+        connection.output = Output::reuse(bytes);
+        written?;
+    }
+    Ok(())
+}
+
+/// Writes what there is; the response from byte `at` on carries a descriptor of the region.
+async fn write_with_region(
+    connection: &mut Connection,
+    at: usize,
+    region: RegionId,
+    writable: bool,
+) -> io::Result<()> {
+    let response = connection.output.split_off(at);
+    write(connection).await?;
+    let file = connection.shared.pool.open_region(region, writable)?;
+    let stream = &connection.link.stream;
+    let sent = loop {
+        match send_with_descriptor(stream, &response, &file) {
+            Ok(sent) => break sent,
+            Err(Errno::AGAIN) => until_writable(stream).await?,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
+    if sent < response.len() {
+        let (written, _) = stream.write_all(response.slice(sent..)).await;
+        written?;
+    }
+    Ok(())
+}
+
+/// Sends bytes together with a file's descriptor, without waiting; how many bytes went.
+fn send_with_descriptor(stream: &Stream, bytes: &[u8], file: &impl AsFd) -> Result<usize, Errno> {
+    let descriptors = [file.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    sendmsg(stream.fd(), &[IoSlice::new(bytes)], &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+}
+
+/// Waits until the socket takes bytes again: the peer has not read its responses.
+async fn until_writable(stream: &Stream) -> io::Result<()> {
+    let fd = stream.fd().try_clone_to_owned()?;
+    // SAFETY: an `OwnedFd` is open until it is dropped, which the `AsyncFd` that takes it does.
+    let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::WRITABLE) }?;
+    fd.writable().await.map(drop)
+}

@@ -1,0 +1,195 @@
+//! Allocation: how a region is given to an instance, given back, and its memory released.
+
+use super::pages::Pages;
+use super::regions::Region;
+use super::{InstanceNumber, Limits, PoolId, RegionId, RegionInfo, RetiredRegion, State};
+
+/// Every page is a whole number of the pages of the memory management.
+const PAGE_SIZE_UNIT: u64 = 4096;
+
+/// No region was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AllocError {
+    /// The page size is out of the limits or no multiple of 4096, or the region is smaller than a page.
+    #[error(
+        "page size and region size are not valid; ask for whole 4 KiB units within the limits, and at least a page"
+    )]
+    InvalidSize,
+    /// There is no such pool.
+    #[error("there is no such pool; list the pools, or ask for any")]
+    UnknownPool,
+    /// No free extent is large enough.
+    #[error("no pool has an extent that large; ask for less, return regions, or enlarge the pool")]
+    NoSpace {
+        /// Retired regions of the pools asked for are still to be released: trying again after that may succeed.
+        pending: bool,
+    },
+    /// The instance has as many regions as the limits allow, or the server has used up the ids.
+    #[error("the instance has as many regions as the server allows; return some, or ask for larger ones")]
+    TooManyRegions,
+    /// The pages of all regions would outnumber the entries that there is room for.
+    #[error(
+        "the server has no room for that many more pages; use larger pages, or raise its limit on entries"
+    )]
+    TooManyPages,
+}
+
+/// The caller has no such region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReturnError {
+    /// There is no such region.
+    #[error("there is no such region; it may have been returned already")]
+    NotFound,
+    /// It belongs to another instance, or to none any more.
+    #[error("the region belongs to another instance, and only its owner can do that")]
+    NotOwner,
+}
+
+impl State {
+    /// Takes an extent for a region of `size` bytes, rounded up to whole pages, from this pool or from the first that
+    /// has one. Nobody sees the region before [`State::commit_region`], which the caller owes when the memory is
+    /// there, or [`State::abort_region`] when it could not be had.
+    ///
+    /// # Errors
+    /// [`AllocError`], the first that applies in the order: sizes, pool, number of regions, number of pages, space.
+    ///
+    /// # Panics
+    /// When the owner ended.
+    pub fn begin_region(
+        &mut self,
+        owner: InstanceNumber,
+        size: u64,
+        page_size: u64,
+        pool: Option<PoolId>,
+    ) -> Result<RegionInfo, AllocError> {
+        let Limits { min_page_size, max_page_size, max_regions_per_instance, max_entries, .. } = self.limits;
+        let allowed = (min_page_size..=max_page_size).contains(&page_size);
+        if !allowed || page_size == 0 || !page_size.is_multiple_of(PAGE_SIZE_UNIT) || size < page_size {
+            return Err(AllocError::InvalidSize);
+        }
+        if pool.is_some_and(|pool| !self.pools.contains(pool)) {
+            return Err(AllocError::UnknownPool);
+        }
+        let owned = &mut self.instances.get_mut(owner).regions;
+        if owned.len() >= max_regions_per_instance as usize {
+            return Err(AllocError::TooManyRegions);
+        }
+        let id = self.regions.next_id().ok_or(AllocError::TooManyRegions)?;
+        let pages = u32::try_from(size.div_ceil(page_size)).map_err(|_| AllocError::TooManyPages)?;
+        if pages > max_entries - self.regions.pages() {
+            return Err(AllocError::TooManyPages);
+        }
+        let extent = u64::from(pages).checked_mul(page_size).and_then(|size| self.pools.take(size, pool));
+        let Some((pool, pool_offset, extent)) = extent else {
+            return Err(AllocError::NoSpace { pending: self.regions.pending(pool) });
+        };
+        let region = Region {
+            id,
+            owner: Some(owner),
+            page_size,
+            pages: Pages::new(pages),
+            entries: 0,
+            entry_bytes: 0,
+            pool,
+            pool_offset,
+            extent,
+            committed: false,
+        };
+        let info = region.info();
+        owned.push(id);
+        self.regions.insert(region);
+        Ok(info)
+    }
+
+    /// The region's memory is there: everybody sees it, and all its pages are the owner's. `None` when the owner ended
+    /// meanwhile; the region is retired then.
+    ///
+    /// # Panics
+    /// When the region is not being prepared.
+    pub fn commit_region(&mut self, id: RegionId) -> Option<RegionInfo> {
+        self.regions.commit(id)
+    }
+
+    /// The region's memory could not be had: its extent is free again.
+    ///
+    /// # Panics
+    /// When the region is not being prepared.
+    pub fn abort_region(&mut self, id: RegionId) {
+        let region = self.regions.abort(id);
+        if let Some(owner) = region.owner {
+            self.instances.get_mut(owner).disclaim(id);
+        }
+        self.pools.give_back(region.pool, region.pool_offset, region.extent);
+    }
+
+    /// The owner gives a region up. It becomes an orphan, or is retired where it holds no entry.
+    ///
+    /// # Errors
+    /// [`ReturnError`]; nothing is changed then.
+    pub fn return_region(&mut self, caller: InstanceNumber, id: RegionId) -> Result<(), ReturnError> {
+        let region = self.regions.find(id).ok_or(ReturnError::NotFound)?;
+        if region.owner != Some(caller) {
+            return Err(ReturnError::NotOwner);
+        }
+        self.instances.get_mut(caller).disclaim(id);
+        self.regions.disown(id);
+        Ok(())
+    }
+
+    /// A region, unless it is being prepared or retired.
+    pub fn region(&self, id: RegionId) -> Option<RegionInfo> {
+        self.regions.find(id).map(Region::info)
+    }
+
+    /// The regions with a greater id than `after`, by id, without those being prepared or retired.
+    pub fn regions_after(&self, after: RegionId) -> impl Iterator<Item = RegionInfo> {
+        self.regions.after(after).map(Region::info)
+    }
+
+    /// The next region whose memory is to be released, each once, in order of retirement. Its extent stays taken until
+    /// [`State::released`].
+    pub fn next_retired(&mut self) -> Option<RetiredRegion> {
+        self.regions.next_retired()
+    }
+
+    /// The memory of a region that [`State::next_retired`] gave is gone: its extent is free again.
+    ///
+    /// # Panics
+    /// When the region was not given, or released already.
+    pub fn released(&mut self, id: RegionId) {
+        let region = self.regions.released(id);
+        self.pools.give_back(region.pool, region.pool_offset, region.extent);
+    }
+
+    /// Hands up to `want` freed pages back to their owner, each once, through `take`: of one region or of all the
+    /// caller's, by id, the lowest page of each first.
+    ///
+    /// # Errors
+    /// [`ReturnError`] when the region named is not the caller's.
+    pub fn reclaim(
+        &mut self,
+        caller: InstanceNumber,
+        region: Option<RegionId>,
+        want: usize,
+        mut take: impl FnMut(RegionId, u32),
+    ) -> Result<(), ReturnError> {
+        if let Some(id) = region {
+            let found = self.regions.find(id).ok_or(ReturnError::NotFound)?;
+            if found.owner != Some(caller) {
+                return Err(ReturnError::NotOwner);
+            }
+        }
+        let owned = &self.instances.get_mut(caller).regions;
+        let mut left = want;
+        for &id in region.as_ref().map_or(owned.as_slice(), std::slice::from_ref) {
+            while left > 0
+                && let Some(page) = self.regions.take_lowest(id)
+            {
+                left -= 1;
+                self.reclaimed_pages += 1;
+                take(id, page);
+            }
+        }
+        Ok(())
+    }
+}

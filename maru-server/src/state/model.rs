@@ -1,0 +1,337 @@
+//! A naive model of the state: no counter that can be recounted, no index that can be searched instead.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::*;
+
+pub(super) const LIMITS: Limits = Limits {
+    max_entries: 20,
+    max_pins_per_entry: 3,
+    max_instances: 4,
+    max_connections_per_instance: 2,
+    max_regions_per_instance: 3,
+    min_page_size: 4096,
+    max_page_size: 12288,
+    grace: Duration::from_secs(10),
+};
+
+pub(super) const POOLS: [PoolSpec; 2] =
+    [PoolSpec { size: 8 * 8192, granularity: 8192 }, PoolSpec { size: 3 * 16384 + 5000, granularity: 16384 }];
+
+#[derive(Debug, Default)]
+pub(super) struct ModelInstance {
+    pub(super) connections: u32,
+    pub(super) grace_end: Option<Duration>,
+}
+
+#[derive(Debug)]
+pub(super) struct ModelRegion {
+    pub(super) owner: Option<InstanceNumber>,
+    pub(super) committed: bool,
+    pub(super) pool: usize,
+    pub(super) offset: u64,
+    pub(super) extent: u64,
+    pub(super) page_size: u64,
+    pub(super) pages: u32,
+    pub(super) freed: BTreeSet<u32>,
+}
+
+#[derive(Debug)]
+pub(super) struct ModelEntry {
+    pub(super) region: RegionId,
+    pub(super) page: u32,
+    pub(super) length: u32,
+    pub(super) generation: u32,
+}
+
+/// What the state promises, in the plainest words: no counter that can be recounted, no index that can be searched.
+#[derive(Debug, Default)]
+pub(super) struct Model {
+    pub(super) now: Duration,
+    pub(super) instances: BTreeMap<InstanceNumber, ModelInstance>,
+    pub(super) regions: BTreeMap<RegionId, ModelRegion>,
+    pub(super) entries: BTreeMap<usize, ModelEntry>,
+    pub(super) pins: BTreeMap<(InstanceNumber, usize), u32>,
+    pub(super) retired: Vec<RetiredRegion>,
+    pub(super) releasing: Vec<RetiredRegion>,
+    pub(super) last_instance: u32,
+    pub(super) last_region: u32,
+    pub(super) generation: u32,
+    pub(super) expired: u64,
+    pub(super) reclaimed: u64,
+}
+
+impl Model {
+    pub(super) fn pins_of(&self, digest: usize) -> u32 {
+        self.pins.iter().filter(|((_, pinned), _)| *pinned == digest).map(|(_, pins)| *pins).sum()
+    }
+
+    pub(super) fn entries_in(&self, id: RegionId) -> impl Iterator<Item = &ModelEntry> {
+        self.entries.values().filter(move |entry| entry.region == id)
+    }
+
+    /// Every extent that is not free, of one pool.
+    pub(super) fn taken(&self, pool: usize) -> Vec<(u64, u64)> {
+        let regions = self.regions.values().map(|region| (region.pool, region.offset, region.extent));
+        let unreleased = self.retired.iter().chain(&self.releasing);
+        let unreleased = unreleased.map(|region| (region.pool.0 as usize, region.pool_offset, region.extent));
+        let all = regions.chain(unreleased).filter(|(of, ..)| *of == pool);
+        all.map(|(_, offset, extent)| (offset, extent)).collect()
+    }
+
+    /// Whether each granule of a pool is free.
+    pub(super) fn granules(&self, pool: usize) -> Vec<bool> {
+        let PoolSpec { size, granularity } = POOLS[pool];
+        let taken = self.taken(pool);
+        let granule = |index| index * granularity..(index + 1) * granularity;
+        (0..size / granularity)
+            .map(granule)
+            .map(|g| !taken.iter().any(|(offset, extent)| *offset < g.end && g.start < offset + extent))
+            .collect()
+    }
+
+    pub(super) fn first_fit(&self, pool: usize, bytes: u64) -> Option<(u64, u64)> {
+        let granularity = POOLS[pool].granularity;
+        let want = usize::try_from(bytes.div_ceil(granularity)).unwrap();
+        let start = self.granules(pool).windows(want).position(|run| run.iter().all(|free| *free))?;
+        Some((start as u64 * granularity, want as u64 * granularity))
+    }
+
+    pub(super) fn begin(
+        &mut self,
+        owner: InstanceNumber,
+        size: u64,
+        page_size: u64,
+        pool: Option<u32>,
+    ) -> Result<RegionInfo, AllocError> {
+        if ![4096, 8192, 12288].contains(&page_size) || size < page_size {
+            return Err(AllocError::InvalidSize);
+        }
+        let candidates = match pool {
+            None => vec![0, 1],
+            Some(pool) if pool < 2 => vec![pool as usize],
+            Some(_) => return Err(AllocError::UnknownPool),
+        };
+        if self.regions.values().filter(|region| region.owner == Some(owner)).count() >= 3 {
+            return Err(AllocError::TooManyRegions);
+        }
+        let pages = u32::try_from(size.div_ceil(page_size)).unwrap();
+        if self.regions.values().map(|region| region.pages).sum::<u32>() + pages > LIMITS.max_entries {
+            return Err(AllocError::TooManyPages);
+        }
+        let bytes = u64::from(pages) * page_size;
+        let Some((pool, (offset, extent))) =
+            candidates.iter().find_map(|pool| Some((*pool, self.first_fit(*pool, bytes)?)))
+        else {
+            let mut unreleased = self.retired.iter().chain(&self.releasing);
+            let pending = unreleased.any(|region| candidates.contains(&(region.pool.0 as usize)));
+            return Err(AllocError::NoSpace { pending });
+        };
+        self.last_region += 1;
+        let id = RegionId(self.last_region);
+        let owner = Some(owner);
+        let freed = BTreeSet::new();
+        let region = ModelRegion { owner, committed: false, pool, offset, extent, page_size, pages, freed };
+        self.regions.insert(id, region);
+        Ok(self.info(id))
+    }
+
+    pub(super) fn info(&self, id: RegionId) -> RegionInfo {
+        let region = &self.regions[&id];
+        RegionInfo {
+            id,
+            pool: PoolId(u32::try_from(region.pool).unwrap()),
+            pool_offset: region.offset,
+            size: u64::from(region.pages) * region.page_size,
+            extent: region.extent,
+            page_size: region.page_size,
+            owner: region.owner,
+            pages: region.pages,
+            entries: u32::try_from(self.entries_in(id).count()).unwrap(),
+            freed_pages: u32::try_from(region.freed.len()).unwrap(),
+            entry_bytes: self.entries_in(id).map(|entry| u64::from(entry.length)).sum(),
+        }
+    }
+
+    /// Whether the caller may do something to a region as its owner.
+    pub(super) fn owns(&self, caller: InstanceNumber, id: RegionId) -> Result<(), ReturnError> {
+        match self.regions.get(&id) {
+            Some(region) if !region.committed => Err(ReturnError::NotFound),
+            Some(region) if region.owner == Some(caller) => Ok(()),
+            Some(_) => Err(ReturnError::NotOwner),
+            None => Err(ReturnError::NotFound),
+        }
+    }
+
+    pub(super) fn register(
+        &mut self,
+        who: InstanceNumber,
+        key: usize,
+        id: RegionId,
+        offset: u64,
+        length: u32,
+    ) -> Registered {
+        match self.owns(who, id) {
+            Err(ReturnError::NotFound) => return Registered::RegionNotFound,
+            Err(ReturnError::NotOwner) => return Registered::NotOwner,
+            Ok(()) => {}
+        }
+        let region = &self.regions[&id];
+        let page = (0..region.pages).find(|page| u64::from(*page) * region.page_size == offset);
+        let Some(page) = page.filter(|_| length > 0 && u64::from(length) <= region.page_size) else {
+            return Registered::OutOfBounds;
+        };
+        if self.entries.contains_key(&key) {
+            return Registered::Exists;
+        }
+        if region.freed.contains(&page) || self.entries_in(id).any(|entry| entry.page == page) {
+            return Registered::PageInUse;
+        }
+        self.generation += 1;
+        self.entries.insert(key, ModelEntry { region: id, page, length, generation: self.generation });
+        Registered::Done
+    }
+
+    pub(super) fn lookup(&self, key: usize) -> Option<Location> {
+        let ModelEntry { region, page, length, generation } = *self.entries.get(&key)?;
+        let offset = u64::from(page) * self.regions[&region].page_size;
+        Some(Location { region, offset, length, generation })
+    }
+
+    pub(super) fn pin(&mut self, who: InstanceNumber, key: usize) -> Result<Location, PinError> {
+        let location = self.lookup(key).ok_or(PinError::NotFound)?;
+        if self.pins_of(key) >= LIMITS.max_pins_per_entry {
+            return Err(PinError::Limit);
+        }
+        *self.pins.entry((who, key)).or_default() += 1;
+        Ok(location)
+    }
+
+    pub(super) fn unpin(&mut self, who: InstanceNumber, key: usize) -> Result<(), UnpinError> {
+        if !self.entries.contains_key(&key) {
+            return Err(UnpinError::NotFound);
+        }
+        let pins = self.pins.get_mut(&(who, key)).ok_or(UnpinError::NotPinned)?;
+        *pins -= 1;
+        self.pins.retain(|_, pins| *pins > 0);
+        Ok(())
+    }
+
+    pub(super) fn delete(&mut self, key: usize) -> Result<(), DeleteError> {
+        if !self.entries.contains_key(&key) {
+            return Err(DeleteError::NotFound);
+        }
+        if self.pins_of(key) > 0 {
+            return Err(DeleteError::Pinned);
+        }
+        let entry = self.entries.remove(&key).unwrap();
+        let region = self.regions.get_mut(&entry.region).unwrap();
+        if region.owner.is_some() {
+            region.freed.insert(entry.page);
+        }
+        self.retire_empty_orphans();
+        Ok(())
+    }
+
+    pub(super) fn reclaim(
+        &mut self,
+        who: InstanceNumber,
+        id: Option<RegionId>,
+        want: usize,
+    ) -> Result<Vec<(RegionId, u32)>, ReturnError> {
+        id.map_or(Ok(()), |id| self.owns(who, id))?;
+        let regions = self.regions.iter().filter(|(of, region)| match id {
+            Some(id) => **of == id,
+            None => region.owner == Some(who),
+        });
+        let all = regions.flat_map(|(id, region)| region.freed.iter().map(|page| (*id, *page)));
+        let back = all.take(want).collect::<Vec<_>>();
+        for (id, page) in &back {
+            self.regions.get_mut(id).unwrap().freed.remove(page);
+            self.reclaimed += 1;
+        }
+        Ok(back)
+    }
+
+    pub(super) fn disown(&mut self, id: RegionId) {
+        let region = self.regions.get_mut(&id).unwrap();
+        region.owner = None;
+        region.freed.clear();
+        self.retire_empty_orphans();
+    }
+
+    pub(super) fn end(&mut self, instance: InstanceNumber) {
+        self.instances.remove(&instance);
+        self.pins.retain(|(who, _), _| *who != instance);
+        let owned = self.regions.iter().filter(|(_, region)| region.owner == Some(instance));
+        for id in owned.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.disown(id);
+        }
+    }
+
+    pub(super) fn expire(&mut self) -> usize {
+        let ends =
+            self.instances.iter().filter_map(|(number, instance)| Some((instance.grace_end?, *number)));
+        let due = ends.filter(|(end, _)| *end <= self.now).collect::<BTreeSet<_>>();
+        for (_, instance) in &due {
+            self.end(*instance);
+        }
+        self.expired += due.len() as u64;
+        due.len()
+    }
+
+    pub(super) fn retire_empty_orphans(&mut self) {
+        let empty = |(id, region): &(&RegionId, &ModelRegion)| {
+            region.committed && region.owner.is_none() && self.entries_in(**id).count() == 0
+        };
+        for id in self.regions.iter().filter(empty).map(|(id, _)| *id).collect::<Vec<_>>() {
+            let RegionInfo { pool, pool_offset, extent, .. } = self.info(id);
+            self.retired.push(RetiredRegion { id, pool, pool_offset, extent });
+            self.regions.remove(&id);
+        }
+    }
+
+    pub(super) fn figures(&self) -> Figures {
+        let committed = || self.regions.iter().filter(|(_, region)| region.committed);
+        let free =
+            |pool| self.granules(pool).iter().filter(|free| **free).count() as u64 * POOLS[pool].granularity;
+        Figures {
+            entries: self.entries.len() as u64,
+            entry_bytes: self.entries.values().map(|entry| u64::from(entry.length)).sum(),
+            entry_capacity: 20,
+            regions: committed().count() as u64,
+            region_bytes: committed().map(|(id, _)| self.info(*id).size).sum(),
+            orphans: committed().filter(|(_, region)| region.owner.is_none()).count() as u64,
+            freed_pages: self.regions.values().map(|region| region.freed.len() as u64).sum(),
+            pinned_entries: self.entries.keys().filter(|key| self.pins_of(**key) > 0).count() as u64,
+            pins: self.pins.values().map(|pins| u64::from(*pins)).sum(),
+            instances: self.instances.len() as u64,
+            connections: self.instances.values().map(|instance| u64::from(instance.connections)).sum(),
+            pool_bytes: 8 * 8192 + 3 * 16384,
+            pool_free_bytes: free(0) + free(1),
+            instances_expired: self.expired,
+            reclaimed_pages: self.reclaimed,
+        }
+    }
+
+    pub(super) fn usage(&self, number: InstanceNumber) -> Usage<'static> {
+        let instance = &self.instances[&number];
+        let owned =
+            self.regions.iter().filter(|(_, region)| region.committed && region.owner == Some(number));
+        let owned = owned.map(|(id, _)| self.info(*id)).collect::<Vec<_>>();
+        let pins = || self.pins.iter().filter(|((who, _), _)| *who == number);
+        Usage {
+            number,
+            name: "same",
+            connections: instance.connections,
+            regions: u32::try_from(owned.len()).unwrap(),
+            entries: owned.iter().map(|region| region.entries).sum(),
+            region_bytes: owned.iter().map(|region| region.size).sum(),
+            entry_bytes: owned.iter().map(|region| region.entry_bytes).sum(),
+            pinned_entries: pins().count() as u64,
+            pins: pins().map(|(_, pins)| u64::from(*pins)).sum(),
+            grace_left: instance.grace_end.map_or(Duration::ZERO, |end| end.saturating_sub(self.now)),
+        }
+    }
+}

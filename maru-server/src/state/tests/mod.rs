@@ -1,0 +1,66 @@
+//! What the state promises, one promise per test.
+
+use std::time::Duration;
+
+use super::*;
+
+mod entries;
+mod instances;
+mod regions;
+
+const PAGE: u64 = 4096;
+const GRACE: Duration = Duration::from_secs(10);
+
+const LIMITS: Limits = Limits {
+    max_entries: 32,
+    max_pins_per_entry: 3,
+    max_instances: 3,
+    max_connections_per_instance: 2,
+    max_regions_per_instance: 3,
+    min_page_size: PAGE,
+    max_page_size: 4 * PAGE,
+    grace: GRACE,
+};
+
+/// A state with one pool of 16 pages in granules of 2.
+fn state() -> State {
+    State::new(LIMITS, &[PoolSpec { size: 16 * PAGE, granularity: 2 * PAGE }])
+}
+
+/// An instance with one connection, and a region of so many pages.
+fn owner(state: &mut State, token: u128, pages: u64) -> (InstanceNumber, RegionId) {
+    let instance = reader(state, token);
+    (instance, region(state, instance, pages))
+}
+
+/// An instance with one connection.
+fn reader(state: &mut State, token: u128) -> InstanceNumber {
+    let instance = state.open_instance("reader", Token(token)).unwrap();
+    state.connect(instance).unwrap();
+    instance
+}
+
+fn region(state: &mut State, owner: InstanceNumber, pages: u64) -> RegionId {
+    let begun = state.begin_region(owner, pages * PAGE, PAGE, None).unwrap();
+    state.commit_region(begun.id).unwrap().id
+}
+
+/// Stores one byte under a digest.
+fn store(state: &mut State, owner: InstanceNumber, digest: Digest, region: RegionId, page: u64) {
+    assert_eq!(state.register(owner, digest, region, page * PAGE, 1), Registered::Done);
+}
+
+fn reclaimed(state: &mut State, owner: InstanceNumber) -> Vec<(RegionId, u32)> {
+    let mut pages = Vec::new();
+    state.reclaim(owner, None, usize::MAX, |region, page| pages.push((region, page))).unwrap();
+    pages
+}
+
+/// Ends an instance as if it was killed: its only connection breaks, and the grace period passes.
+fn kill(state: &mut State, instance: InstanceNumber) {
+    state.disconnect(instance, Duration::ZERO);
+    assert_eq!(state.expire(GRACE), 1);
+}
+
+const A: Digest = Digest(0xA);
+const B: Digest = Digest(0xB);

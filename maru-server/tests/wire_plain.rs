@@ -1,0 +1,8 @@
+//! The wire through the plain driver.
+
+mod common;
+
+#[path = "cases/wire.rs"]
+mod wire;
+
+const DRIVER: &str = "plain";

@@ -1,0 +1,8 @@
+//! The wire through the ring driver.
+
+mod common;
+
+#[path = "cases/wire.rs"]
+mod wire;
+
+const DRIVER: &str = "ring";
