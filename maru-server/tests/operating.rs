@@ -2,13 +2,15 @@
 
 mod common;
 
+use std::path::Path;
 use std::process::Stdio;
 
-use common::Server;
+use common::Peer;
+use maru_tests::{ServerProcess, binary};
 
 /// Runs a server that can't start, with a folder of its own; what it said.
 fn refused(options: &[&str]) -> String {
-    refused_in(&tempfile::tempdir().unwrap(), options)
+    refused_in(tempfile::tempdir().unwrap().path(), options)
 }
 
 /// The sentence is the last line, alone and without a backtrace.
@@ -19,8 +21,8 @@ fn assert_says(said: &str, expected: &str) {
 }
 
 /// Runs a server that can't start; what it said.
-fn refused_in(folder: &tempfile::TempDir, options: &[&str]) -> String {
-    let output = Server::command(folder, options).stdin(Stdio::null()).output().unwrap();
+fn refused_in(folder: &Path, options: &[&str]) -> String {
+    let output = ServerProcess::command(folder, options).stdin(Stdio::null()).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     said
@@ -28,8 +30,8 @@ fn refused_in(folder: &tempfile::TempDir, options: &[&str]) -> String {
 
 #[test]
 fn sigterm_removes_the_socket_and_the_region_files() {
-    let mut server = Server::start(&[]);
-    let (mut peer, _) = server.hello("a");
+    let mut server = ServerProcess::start(&[]);
+    let (mut peer, _) = Peer::greeted(&server, "a");
     let request = maru_proto::RequestAllocRequest {
         size: (1 << 20).into(),
         page_size: 4096.into(),
@@ -38,7 +40,7 @@ fn sigterm_removes_the_socket_and_the_region_files() {
     };
     let response = peer.call(maru_proto::Opcode::RequestAlloc, maru_proto::Flags::NONE, &[request]);
     assert_eq!(response.status, maru_proto::FrameStatus::Ok);
-    let region = server.folder.path().join("pool/region-1");
+    let region = server.pool().join("region-1");
     assert!(region.exists() && server.socket().exists());
 
     assert!(server.terminate(), "the server ends with success");
@@ -48,19 +50,20 @@ fn sigterm_removes_the_socket_and_the_region_files() {
 
 #[test]
 fn a_second_server_on_the_same_pool_or_socket_is_refused() {
-    let server = Server::start(&[]);
-    assert_says(&refused_in(&server.folder, &[]), "another server uses the pool");
-    let other = server.folder.path().join("other-pool");
-    let said = refused_in(&server.folder, &["--pool-dir", other.to_str().unwrap()]);
+    let server = ServerProcess::start(&[]);
+    assert_says(&refused_in(server.folder(), &[]), "another server uses the pool");
+    let other = server.folder().join("other-pool");
+    let said = refused_in(server.folder(), &["--pool-dir", other.to_str().unwrap()]);
     assert_says(&said, "another server listens on");
-    server.hello("the first goes on");
+    Peer::greeted(&server, "the first goes on");
 }
 
 #[test]
 fn a_socket_that_nobody_listens_on_is_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     drop(std::os::unix::net::UnixListener::bind(folder.path().join("maru.sock")).unwrap());
-    Server::start_in(folder, &[]).hello("a");
+    let server = ServerProcess::start_in(folder, &[]);
+    Peer::greeted(&server, "a");
 }
 
 #[test]
@@ -76,7 +79,7 @@ fn what_can_not_work_is_one_clear_sentence() {
 
 #[test]
 fn a_pool_without_huge_pages_names_the_mount_that_would_have_them() {
-    let server = Server::start(&[]);
+    let server = ServerProcess::start(&[]);
     assert!(server.said_at_start("huge=within_size"));
 }
 
@@ -90,7 +93,7 @@ fn root_can_have_the_server_mount_a_pool_with_huge_pages() {
     let folder = tempfile::tempdir().unwrap();
     let mount = folder.path().join("mounted");
     let socket = folder.path().join("maru.sock");
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_maru-server"));
+    let mut command = std::process::Command::new(binary("maru-server"));
     command.arg("--socket").arg(&socket).arg("--pool-mount").arg(&mount).args(["--pool-size", "16MiB"]);
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let stderr = std::io::BufReader::new(child.stderr.take().unwrap());

@@ -1,1 +1,47 @@
-//! Harness.
+//! The harness of the tests across processes: a real server, and real clients that do what they are told.
+//!
+//! [`ServerProcess`] starts the `maru-server` that was built into the same folder; [`ClientProcess`] starts a
+//! `maru-test-client` and speaks [`Command`]s and [`Reply`]s to it, one line of JSON each.
+
+mod client;
+mod command;
+mod content;
+mod server;
+
+pub use client::ClientProcess;
+pub use command::{ClientConfig, Command, Reply, Stat};
+pub use content::{fill, is_intact};
+pub use server::ServerProcess;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test gives up on it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until something holds.
+///
+/// # Panics
+/// When it does not within [`PATIENCE`].
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A binary of this workspace, from the folder that this test was built into.
+///
+/// # Panics
+/// When it was not built.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the test has a path");
+    let mut folder = test.parent().expect("the test lies in a folder");
+    if folder.ends_with("deps") {
+        folder = folder.parent().expect("deps lies in the profile's folder");
+    }
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is missing: run `cargo build --workspace` first", path.display());
+    path
+}

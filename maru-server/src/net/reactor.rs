@@ -153,9 +153,9 @@ impl Reactor {
         for &(data, result) in &completions {
             let (key, receive) = (usize::try_from(data >> 1).expect("keys are usize"), data & 1 == 0);
             if receive {
-                self.received(key, result)
+                self.received(key, result);
             } else {
-                self.sent(key, result)
+                self.sent(key, result);
             }
             self.advance(key, alone)?;
         }

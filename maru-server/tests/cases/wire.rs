@@ -1,14 +1,15 @@
 //! What a connection may say to the server, and what becomes of it when it says something else.
 
-use crate::common::{PATIENCE, Peer, Server};
+use crate::common::Peer;
 use maru_proto::{
     Flags, FrameStatus, HeartbeatRecord, KeyDigest, Opcode, RegionRecord, RegisterRecord,
     RequestAllocRequest, SessionToken, StatKind, StatRecord, VersionRange, statuses,
 };
+use maru_tests::{PATIENCE, ServerProcess};
 use zerocopy::FromBytes;
 
-fn start(options: &[&str]) -> Server {
-    Server::start(&[&["--driver", crate::DRIVER], options].concat())
+fn start(options: &[&str]) -> ServerProcess {
+    ServerProcess::start(&[&["--driver", crate::DRIVER], options].concat())
 }
 
 const NOTHING: &[KeyDigest] = &[];
@@ -47,7 +48,7 @@ fn stat(peer: &mut Peer, kind: StatKind) -> u64 {
 #[test]
 fn frames_sent_together_are_answered_in_order() {
     let server = start(&[]);
-    let (mut peer, _) = server.hello("a");
+    let (mut peer, _) = Peer::greeted(&server, "a");
     let burst = (100..600).flat_map(|id| Peer::frame(Opcode::ExistsKv, Flags::NONE, id, &[digest(1)]));
     peer.send(&burst.collect::<Vec<_>>());
     for id in 100..600 {
@@ -58,7 +59,7 @@ fn frames_sent_together_are_answered_in_order() {
 #[test]
 fn a_frame_may_arrive_byte_by_byte() {
     let server = start(&[]);
-    let (mut peer, _) = server.hello("a");
+    let (mut peer, _) = Peer::greeted(&server, "a");
     for byte in Peer::frame(Opcode::Heartbeat, Flags::NONE, 5, NOTHING) {
         peer.send(&[byte]);
     }
@@ -70,9 +71,9 @@ fn a_frame_may_arrive_byte_by_byte() {
 #[test]
 fn random_bytes_get_a_status_and_touch_nobody_else() {
     let server = start(&[]);
-    let (mut healthy, _) = server.hello("healthy");
+    let (mut healthy, _) = Peer::greeted(&server, "healthy");
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xFF; 4096], &[0; 17], b"MX"] {
-        let mut peer = server.connect();
+        let mut peer = Peer::connect(&server);
         peer.send(garbage);
         assert_eq!(peer.response().status, FrameStatus::Malformed);
         assert!(peer.next().is_none(), "the connection is closed");
@@ -83,11 +84,11 @@ fn random_bytes_get_a_status_and_touch_nobody_else() {
 #[test]
 fn a_connection_begins_with_hello_once() {
     let server = start(&[]);
-    let mut peer = server.connect();
+    let mut peer = Peer::connect(&server);
     assert_eq!(peer.call(Opcode::ExistsKv, Flags::NONE, &[digest(1)]).status, FrameStatus::HelloRequired);
     assert!(peer.next().is_none());
 
-    let (mut peer, _) = server.hello("twice");
+    let (mut peer, _) = Peer::greeted(&server, "twice");
     assert_eq!(peer.call(Opcode::Hello, Flags::NONE, NOTHING).status, FrameStatus::HelloRequired);
     assert!(peer.next().is_none());
 }
@@ -95,8 +96,8 @@ fn a_connection_begins_with_hello_once() {
 #[test]
 fn a_connection_that_says_nothing_is_closed_in_time() {
     let server = start(&["--hello-deadline", "100ms"]);
-    let (mut greeted, _) = server.hello("greeted");
-    let mut silent = server.connect();
+    let (mut greeted, _) = Peer::greeted(&server, "greeted");
+    let mut silent = Peer::connect(&server);
     assert!(silent.next().is_none());
     assert_eq!(greeted.call(Opcode::Heartbeat, Flags::NONE, NOTHING).status, FrameStatus::Ok);
 }
@@ -104,7 +105,7 @@ fn a_connection_that_says_nothing_is_closed_in_time() {
 #[test]
 fn a_future_version_is_told_what_is_spoken() {
     let server = start(&[]);
-    let mut peer = server.connect();
+    let mut peer = Peer::connect(&server);
     let mut frame = Peer::frame(Opcode::Hello, Flags::NONE, 9, NOTHING);
     frame[2] = 2;
     peer.send(&frame);
@@ -117,7 +118,7 @@ fn a_future_version_is_told_what_is_spoken() {
 #[test]
 fn an_unknown_operation_is_refused_and_the_connection_goes_on() {
     let server = start(&[]);
-    let (mut peer, _) = server.hello("a");
+    let (mut peer, _) = Peer::greeted(&server, "a");
     let mut frame = Peer::frame(Opcode::Heartbeat, Flags::NONE, 3, NOTHING);
     frame[3] = 0x77;
     peer.send(&frame);
@@ -129,7 +130,7 @@ fn an_unknown_operation_is_refused_and_the_connection_goes_on() {
 #[test]
 fn bodies_beyond_the_limit_are_refused_by_their_header() {
     let server = start(&["--max-body", "1KiB"]);
-    let (mut peer, hello) = server.hello("a");
+    let (mut peer, hello) = Peer::greeted(&server, "a");
     assert_eq!(hello.max_body.get(), 1024);
     assert_eq!(peer.call(Opcode::BatchExistsKv, Flags::NONE, &[digest(1); 64]).status, FrameStatus::Ok);
     let mut header = Peer::frame(Opcode::BatchExistsKv, Flags::NONE, 8, NOTHING);
@@ -144,11 +145,11 @@ fn bodies_beyond_the_limit_are_refused_by_their_header() {
 fn a_body_of_another_record_type_is_malformed() {
     let server = start(&[]);
     for opcode in [Opcode::ExistsKv, Opcode::BatchRegisterKv, Opcode::RequestAlloc, Opcode::GetStats] {
-        let (mut peer, _) = server.hello("a");
+        let (mut peer, _) = Peer::greeted(&server, "a");
         assert_eq!(peer.call(opcode, Flags::NONE, &[7u64]).status, FrameStatus::Malformed, "{opcode}");
         assert!(peer.next().is_none());
     }
-    let (mut peer, _) = server.hello("a");
+    let (mut peer, _) = Peer::greeted(&server, "a");
     let answer = peer.call(Opcode::ExistsKv, Flags::RESPONSE, &[digest(1)]);
     assert_eq!(answer.status, FrameStatus::Malformed, "a response sent as a request");
 }
@@ -156,7 +157,7 @@ fn a_body_of_another_record_type_is_malformed() {
 #[test]
 fn an_unpin_without_reply_is_served_silently() {
     let server = start(&[]);
-    let (mut peer, _) = server.hello("a");
+    let (mut peer, _) = Peer::greeted(&server, "a");
     let region = region(&mut peer, 4);
     peer.call(Opcode::RegisterKv, Flags::NONE, &[record(1, region.region_id.get(), 0, 100)]);
     peer.call(Opcode::PinKv, Flags::NONE, &[digest(1)]);
@@ -169,8 +170,8 @@ fn an_unpin_without_reply_is_served_silently() {
 #[test]
 fn a_register_outside_the_callers_regions_is_refused_record_by_record() {
     let server = start(&[]);
-    let (mut owner, _) = server.hello("owner");
-    let (mut other, _) = server.hello("other");
+    let (mut owner, _) = Peer::greeted(&server, "owner");
+    let (mut other, _) = Peer::greeted(&server, "other");
     let (own, foreign) = (region(&mut owner, 4).region_id.get(), region(&mut other, 4).region_id.get());
     let batch = [
         record(1, own, 0, 4096),
@@ -210,8 +211,8 @@ fn a_register_outside_the_callers_regions_is_refused_record_by_record() {
 #[test]
 fn a_region_is_returned_by_its_owners_session_only() {
     let server = start(&[]);
-    let (mut owner, _) = server.hello("same name");
-    let (mut thief, _) = server.hello("same name");
+    let (mut owner, _) = Peer::greeted(&server, "same name");
+    let (mut thief, _) = Peer::greeted(&server, "same name");
     let region = region(&mut owner, 4).region_id;
     let request = maru_proto::ReturnAllocRequest { region_id: region, reserved: 0.into() };
     assert_eq!(thief.call(Opcode::ReturnAlloc, Flags::NONE, &[request]).status, FrameStatus::Unauthorized);
@@ -222,15 +223,15 @@ fn a_region_is_returned_by_its_owners_session_only() {
 #[test]
 fn a_session_is_joined_by_its_token_only() {
     let server = start(&[]);
-    let (mut first, hello) = server.hello("a");
+    let (mut first, hello) = Peer::greeted(&server, "a");
     let region = region(&mut first, 4).region_id;
-    let mut second = server.connect();
+    let mut second = Peer::connect(&server);
     let joined = second.hello("a", hello.session);
     assert_eq!((joined.resumed, joined.instance), (1, hello.instance));
     let request = maru_proto::ReturnAllocRequest { region_id: region, reserved: 0.into() };
     assert_eq!(second.call(Opcode::ReturnAlloc, Flags::NONE, &[request]).status, FrameStatus::Ok);
 
-    let mut stranger = server.connect();
+    let mut stranger = Peer::connect(&server);
     let id = maru_proto::InstanceId::new("a").unwrap();
     let guess = maru_proto::HelloRequest::new(id, maru_proto::ConnectionKind::Data, SessionToken([3; 16]));
     assert_eq!(stranger.call(Opcode::Hello, Flags::NONE, &[guess]).status, FrameStatus::Unauthorized);
@@ -240,12 +241,12 @@ fn a_session_is_joined_by_its_token_only() {
 #[test]
 fn shutdown_is_for_where_the_operator_allowed_it() {
     let server = start(&[]);
-    let (mut peer, _) = server.hello("a");
+    let (mut peer, _) = Peer::greeted(&server, "a");
     assert_eq!(peer.call(Opcode::Shutdown, Flags::NONE, NOTHING).status, FrameStatus::Unauthorized);
     assert_eq!(peer.call(Opcode::Heartbeat, Flags::NONE, NOTHING).status, FrameStatus::Ok);
 
     let mut server = start(&["--allow-shutdown"]);
-    let (mut peer, _) = server.hello("a");
+    let (mut peer, _) = Peer::greeted(&server, "a");
     assert_eq!(peer.call(Opcode::Shutdown, Flags::NONE, NOTHING).status, FrameStatus::Ok);
     assert!(server.wait_for_end());
 }
@@ -253,9 +254,9 @@ fn shutdown_is_for_where_the_operator_allowed_it() {
 #[test]
 fn one_connection_too_many_is_told_so() {
     let server = start(&["--max-connections", "2"]);
-    let (mut first, _) = server.hello("a");
-    let (second, _) = server.hello("b");
-    let mut third = server.connect();
+    let (mut first, _) = Peer::greeted(&server, "a");
+    let (second, _) = Peer::greeted(&server, "b");
+    let mut third = Peer::connect(&server);
     assert_eq!(third.response().status, FrameStatus::Limit);
     assert!(third.next().is_none());
     assert_eq!(first.call(Opcode::Heartbeat, Flags::NONE, NOTHING).status, FrameStatus::Ok);
@@ -265,14 +266,14 @@ fn one_connection_too_many_is_told_so() {
     while stat(&mut first, StatKind::Connections) > 1 {
         assert!(std::time::Instant::now() < deadline);
     }
-    server.hello("c");
+    Peer::greeted(&server, "c");
 }
 
 #[test]
 fn a_peer_that_does_not_read_holds_up_nobody() {
     let server = start(&[]);
-    let (deaf, _) = server.hello("deaf");
-    let (mut healthy, _) = server.hello("healthy");
+    let (deaf, _) = Peer::greeted(&server, "deaf");
+    let (mut healthy, _) = Peer::greeted(&server, "healthy");
     let frame = Peer::frame(Opcode::BatchLookupKv, Flags::NONE, 1, &[digest(1); 1024]);
     deaf.unix().set_write_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
     // Asks until the server stops reading, since its own responses are not taken.

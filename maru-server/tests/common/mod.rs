@@ -1,136 +1,15 @@
-//! A real server process, and a peer that speaks raw frames to it.
+//! A peer that speaks raw frames to a real server process.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
 
 use maru_proto::{
     ConnectionKind, DEFAULT_MAX_BODY, Flags, Frame, FrameStatus, Head, HelloRequest, HelloResponse,
     InstanceId, Opcode, SessionToken, Step, decode, encode, max_response_body,
 };
+use maru_tests::{PATIENCE, ServerProcess};
 use zerocopy::{Immutable, IntoBytes};
-
-/// How long anything may take before a test gives up on it.
-pub const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A server process with a socket and a pool of its own; killed at the end.
-pub struct Server {
-    child: Child,
-    log: mpsc::Receiver<String>,
-    at_start: Vec<String>,
-    pub folder: tempfile::TempDir,
-}
-
-impl Server {
-    /// Starts a server with further options, and waits until it serves.
-    pub fn start(options: &[&str]) -> Server {
-        Server::start_in(tempfile::tempdir().expect("a temporary folder can be made"), options)
-    }
-
-    /// The same in a folder that may hold something already.
-    pub fn start_in(folder: tempfile::TempDir, options: &[&str]) -> Server {
-        let mut command = Server::command(&folder, options);
-        let mut child = command.stderr(Stdio::piped()).spawn().expect("the server starts");
-        let stderr = BufReader::new(child.stderr.take().expect("stderr is a pipe"));
-        let (lines, log) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                let _ = lines.send(line);
-            }
-        });
-        let mut server = Server { child, log, at_start: Vec::new(), folder };
-        server.at_start = server.wait_for_log("serving");
-        server
-    }
-
-    /// The command that starts a server in a folder.
-    pub fn command(folder: &tempfile::TempDir, options: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_maru-server"));
-        command.arg("--socket").arg(folder.path().join("maru.sock"));
-        command
-            .arg("--pool-dir")
-            .arg(folder.path().join("pool"))
-            .args(["--pool-size", "16MiB"])
-            .args(options);
-        command
-    }
-
-    pub fn socket(&self) -> PathBuf {
-        self.folder.path().join("maru.sock")
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Waits for a line of the log that contains a text; the log up to it.
-    pub fn wait_for_log(&self, text: &str) -> Vec<String> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut seen = Vec::new();
-        while seen.last().is_none_or(|line: &String| !line.contains(text)) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.log.recv_timeout(left) {
-                Ok(line) => seen.push(line),
-                Err(_) => panic!("the server did not log {text:?}, only {seen:#?}"),
-            }
-        }
-        seen
-    }
-
-    /// Where it listens by TCP, from its log.
-    pub fn tcp_address(&self) -> String {
-        let serving = self.at_start.last().expect("there is a line that says it serves");
-        serving.split_once("tcp=").expect("started with --listen").1.trim().to_owned()
-    }
-
-    /// Whether its log said this before it served.
-    pub fn said_at_start(&self, text: &str) -> bool {
-        self.at_start.iter().any(|line| line.contains(text))
-    }
-
-    /// Connects without saying anything.
-    pub fn connect(&self) -> Peer {
-        let stream = UnixStream::connect(self.socket()).expect("the server accepts");
-        Peer::new(Box::new(stream.try_clone().expect("a socket can be cloned")), Some(stream))
-    }
-
-    /// Connects and says HELLO as a new instance.
-    pub fn hello(&self, name: &str) -> (Peer, HelloResponse) {
-        let mut peer = self.connect();
-        let hello = peer.hello(name, SessionToken::NONE);
-        (peer, hello)
-    }
-
-    /// Sends SIGTERM and waits for the end; whether the server called it a success.
-    pub fn terminate(&mut self) -> bool {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the server lives");
-        self.wait_for_end()
-    }
-
-    /// Waits until the process ends by itself; whether it called that a success.
-    pub fn wait_for_end(&mut self) -> bool {
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().expect("the child can be waited for") {
-                return status.success();
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        panic!("the server did not end");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 trait ReadWrite: Read + Write + Send {}
 impl<T: Read + Write + Send> ReadWrite for T {}
@@ -153,6 +32,19 @@ pub struct Response {
 }
 
 impl Peer {
+    /// Connects without saying anything.
+    pub fn connect(server: &ServerProcess) -> Peer {
+        let stream = UnixStream::connect(server.socket()).expect("the server accepts");
+        Peer::new(Box::new(stream.try_clone().expect("a socket can be cloned")), Some(stream))
+    }
+
+    /// Connects and says HELLO as a new instance.
+    pub fn greeted(server: &ServerProcess, name: &str) -> (Peer, HelloResponse) {
+        let mut peer = Peer::connect(server);
+        let hello = peer.hello(name, SessionToken::NONE);
+        (peer, hello)
+    }
+
     fn new(stream: Box<dyn ReadWrite>, unix: Option<UnixStream>) -> Peer {
         if let Some(unix) = &unix {
             unix.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");

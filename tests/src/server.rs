@@ -1,0 +1,132 @@
+//! A server process with a socket and a pool of its own.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::{PATIENCE, binary};
+
+/// A running server, killed at the end.
+#[derive(Debug)]
+pub struct ServerProcess {
+    child: Child,
+    log: mpsc::Receiver<String>,
+    at_start: Vec<String>,
+    folder: TempDir,
+}
+
+impl ServerProcess {
+    /// Starts a server with further options, and waits until it serves.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn start(options: &[&str]) -> ServerProcess {
+        ServerProcess::start_in(tempfile::tempdir_in("/dev/shm").expect("a folder can be made"), options)
+    }
+
+    /// The same in a folder that may hold something already.
+    ///
+    /// # Panics
+    /// When it does not serve.
+    pub fn start_in(folder: TempDir, options: &[&str]) -> ServerProcess {
+        let mut command = ServerProcess::command(folder.path(), options);
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the server starts");
+        let stderr = BufReader::new(child.stderr.take().expect("stderr is a pipe"));
+        let (lines, log) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let _ = lines.send(line);
+            }
+        });
+        let mut server = ServerProcess { child, log, at_start: Vec::new(), folder };
+        server.at_start = server.wait_for_log("serving");
+        server
+    }
+
+    /// The command that starts a server in a folder.
+    pub fn command(folder: &Path, options: &[&str]) -> Command {
+        let mut command = Command::new(binary("maru-server"));
+        command.arg("--socket").arg(folder.join("maru.sock"));
+        command.arg("--pool-dir").arg(folder.join("pool")).args(["--pool-size", "16MiB"]).args(options);
+        command
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("maru.sock")
+    }
+
+    /// Its pool.
+    pub fn pool(&self) -> PathBuf {
+        self.folder.path().join("pool")
+    }
+
+    /// Its folder, with the socket and the pool.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Where it listens by TCP, from its log.
+    ///
+    /// # Panics
+    /// When it was not started with `--listen`.
+    pub fn tcp_address(&self) -> String {
+        let serving = self.at_start.last().expect("there is a line that says it serves");
+        serving.split_once("tcp=").expect("started with --listen").1.trim().to_owned()
+    }
+
+    /// Whether its log said this before it served.
+    pub fn said_at_start(&self, text: &str) -> bool {
+        self.at_start.iter().any(|line| line.contains(text))
+    }
+
+    /// Waits for a line of the log that contains a text; the log up to it.
+    ///
+    /// # Panics
+    /// When there is none in time.
+    pub fn wait_for_log(&self, text: &str) -> Vec<String> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen: Vec<String> = Vec::new();
+        while seen.last().is_none_or(|line| !line.contains(text)) {
+            match self.log.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => seen.push(line),
+                Err(_) => panic!("the server did not log {text:?}, only {seen:#?}"),
+            }
+        }
+        seen
+    }
+
+    /// Sends SIGTERM and waits for the end; whether the server called it a success.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn terminate(&mut self) -> bool {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the server lives");
+        self.wait_for_end()
+    }
+
+    /// Waits until the process ends by itself; whether it called that a success.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn wait_for_end(&mut self) -> bool {
+        let mut status = None;
+        crate::wait_until("the server ends", || {
+            status = self.child.try_wait().expect("the child can be waited for");
+            status.is_some()
+        });
+        status.is_some_and(|status| status.success())
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
