@@ -19,6 +19,9 @@ use crate::state::{
     RegionId, RegionInfo, Registered, RetiredRegion, ReturnError, State, Token, UnpinError,
 };
 
+/// Records whose memory is brought near together: enough to hide how long memory takes, few enough to stay near.
+const LOOK_AHEAD: usize = 32;
+
 /// What the service has to know of its server.
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
@@ -477,7 +480,11 @@ impl Service {
     ) -> Result<(), Refused> {
         let records = frame.records::<RegisterRecord>()?;
         let statuses = out.push_statuses(ok(frame), records.len());
-        for (record, status) in records.iter().zip(statuses) {
+        for (n, (record, status)) in records.iter().zip(statuses).enumerate() {
+            if n.is_multiple_of(LOOK_AHEAD) {
+                let ahead = records[n..].iter().take(LOOK_AHEAD);
+                self.state.prefetch(ahead.map(|record| digest(&record.digest)));
+            }
             let region = RegionId(record.region_id.get());
             let (offset, length) = (record.offset.get(), record.length.get());
             *status = match self.state.register(caller, digest(&record.digest), region, offset, length) {
@@ -505,7 +512,8 @@ impl Service {
         let locations = out.push_records::<LocationRecord>(ok(frame), digests.len());
         let (pin, prefix_stop) = (flags.contains(Flags::PIN), flags.contains(Flags::PREFIX_STOP));
         let (mut hits, mut tried) = (0, 0);
-        for (key, record) in digests.iter().zip(&mut *locations) {
+        for (n, (key, record)) in digests.iter().zip(&mut *locations).enumerate() {
+            self.look_ahead(digests, n);
             let found = if pin {
                 self.state.pin(caller, digest(key))
             } else {
@@ -538,7 +546,8 @@ impl Service {
         let digests = frame.records::<KeyDigest>()?;
         let prefix_stop = frame.flags().contains(Flags::PREFIX_STOP);
         let statuses = out.push_statuses(ok(frame), digests.len());
-        for (key, status) in digests.iter().zip(statuses) {
+        for (n, (key, status)) in digests.iter().zip(statuses).enumerate() {
+            self.look_ahead(digests, n);
             let found = self.state.lookup(digest(key)).is_some();
             *status = if found { RecordStatus::Ok } else { RecordStatus::NotFound } as u8;
             if !found && prefix_stop {
@@ -552,7 +561,8 @@ impl Service {
     fn delete(&mut self, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
         let digests = frame.records::<KeyDigest>()?;
         let statuses = out.push_statuses(ok(frame), digests.len());
-        for (key, status) in digests.iter().zip(statuses) {
+        for (n, (key, status)) in digests.iter().zip(statuses).enumerate() {
+            self.look_ahead(digests, n);
             *status = match self.state.delete(digest(key)) {
                 Ok(()) => RecordStatus::Ok,
                 Err(DeleteError::NotFound) => RecordStatus::NotFound,
@@ -568,7 +578,8 @@ impl Service {
 
     fn unpin(&mut self, caller: InstanceNumber, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
         let digests = frame.records::<KeyDigest>()?;
-        let unpinned = digests.iter().map(|key| {
+        let unpinned = digests.iter().enumerate().map(|(n, key)| {
+            self.look_ahead(digests, n);
             let status = match self.state.unpin(caller, digest(key)) {
                 Ok(()) => RecordStatus::Ok,
                 Err(UnpinError::NotFound) => RecordStatus::NotFound,
@@ -629,6 +640,13 @@ impl Service {
         let count = out.push_all(ok(frame), records, self.records_that_fit::<UsageRecord>());
         self.one_frame(frame, count);
         Ok(())
+    }
+
+    /// Has the next records' memory brought near, every so many of them.
+    fn look_ahead(&self, digests: &[KeyDigest], n: usize) {
+        if n.is_multiple_of(LOOK_AHEAD) {
+            self.state.prefetch(digests[n..].iter().take(LOOK_AHEAD).map(digest));
+        }
     }
 
     fn answer_region(

@@ -2,10 +2,10 @@
 
 use std::num::NonZeroU32;
 
-use hashbrown::HashTable;
 use slab::Slab;
 
 use super::entry::KvEntry;
+use super::index::{Index, prefetch};
 use super::pages::Page;
 use super::{Digest, InstanceNumber, Location, RegionId, State};
 
@@ -72,8 +72,8 @@ pub(super) struct DirectoryCounts {
 #[derive(Debug)]
 pub(super) struct Directory {
     entries: Slab<KvEntry>,
-    /// Slots of `entries`, hashed by the low half of the digest.
-    index: HashTable<u32>,
+    /// Slots of `entries`, by digest.
+    index: Index,
     counts: DirectoryCounts,
     /// The number of the last registration.
     generation: u32,
@@ -82,19 +82,23 @@ pub(super) struct Directory {
 impl Directory {
     /// A directory that never grows, as long as it is never given more than `max_entries`.
     pub(super) fn new(max_entries: u32) -> Directory {
-        let capacity = max_entries as usize;
         Directory {
-            entries: Slab::with_capacity(capacity),
-            // Twice the room: removals leave tombstones where the table is dense, and a table without room left for
-            // them would rehash all of itself within one insert.
-            index: HashTable::with_capacity(2 * capacity),
+            entries: Slab::with_capacity(max_entries as usize),
+            index: Index::new(max_entries),
             counts: DirectoryCounts::default(),
             generation: 0,
         }
     }
 
     pub(super) fn find(&self, digest: Digest) -> Option<u32> {
-        self.index.find(hash(digest), |&slot| self.entries[slot as usize].digest == digest).copied()
+        self.index.find(digest, |slot| self.entries[slot as usize].digest == digest)
+    }
+
+    /// Has what look-ups of these digests will read brought near: first all buckets, then all entries.
+    pub(super) fn prefetch(&self, digests: impl Iterator<Item = Digest> + Clone) {
+        digests.clone().for_each(|digest| self.index.prefetch(digest));
+        let candidates = digests.filter_map(|digest| self.index.candidate(digest));
+        candidates.filter_map(|slot| self.entries.get(slot as usize)).for_each(prefetch);
     }
 
     /// The entry in a slot that is known to hold one.
@@ -112,25 +116,20 @@ impl Directory {
         let generation = self.generation;
         let slot = self.entries.insert(KvEntry { digest, region, page, length, pin_count: 0, generation });
         let slot = narrow(slot);
-        let entries = &self.entries;
-        self.index.insert_unique(hash(digest), slot, |&other| hash(entries[other as usize].digest));
+        self.index.insert(digest, slot);
         self.counts.entry_bytes += u64::from(length.get());
         slot
     }
 
     /// Takes out the entry of a digest, unless it is pinned.
     pub(super) fn remove(&mut self, digest: Digest) -> Result<KvEntry, DeleteError> {
-        let entries = &mut self.entries;
-        let found = self
-            .index
-            .find_entry(hash(digest), |&slot| entries[slot as usize].digest == digest)
-            .map_err(|_| DeleteError::NotFound)?;
-        let slot = *found.get() as usize;
-        if entries[slot].pin_count > 0 {
+        let slot = self.find(digest).ok_or(DeleteError::NotFound)?;
+        if self.entries[slot as usize].pin_count > 0 {
             return Err(DeleteError::Pinned);
         }
-        found.remove();
-        let entry = entries.remove(slot);
+        let entries = &self.entries;
+        self.index.remove(digest, |other| other == slot, |other| entries[other as usize].digest);
+        let entry = self.entries.remove(slot as usize);
         self.counts.entry_bytes -= u64::from(entry.length.get());
         Ok(entry)
     }
@@ -180,13 +179,6 @@ impl Directory {
     }
 }
 
-/// The low half of a digest is a good hash already.
-fn hash(digest: Digest) -> u64 {
-    #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
-    let low = digest.0 as u64;
-    low
-}
-
 fn narrow(slot: usize) -> u32 {
     u32::try_from(slot).expect("there are at most max_entries slots, which is a u32")
 }
@@ -220,6 +212,12 @@ impl State {
         let entry = self.directory.insert(digest, slot, page, length);
         region.add_entry(page, entry, length);
         Registered::Done
+    }
+
+    /// Has what operations on these digests will read brought near. A batch that calls this for some dozens of digests
+    /// ahead of working on them waits for memory once instead of once a digest.
+    pub fn prefetch(&self, digests: impl Iterator<Item = Digest> + Clone) {
+        self.directory.prefetch(digests);
     }
 
     /// Where the entry of a digest is. Nothing keeps it there: whoever wants to read pins.
@@ -286,11 +284,10 @@ mod tests {
     }
 
     #[test]
-    fn a_full_directory_under_churn_neither_grows_nor_rehashes() {
-        // As dense as the table's size, a power of two, allows.
+    fn a_full_directory_under_churn_does_not_grow() {
         let max = 14_336;
         let mut directory = Directory::new(max);
-        let memory = (directory.entries.capacity(), directory.index.allocation_size());
+        let capacity = directory.entries.capacity();
         (0..u64::from(max)).for_each(|number| {
             directory.insert(key(number), 0, 0, NonZeroU32::MIN);
         });
@@ -298,9 +295,7 @@ mod tests {
             directory.remove(key(number)).unwrap();
             directory.insert(key(number + u64::from(max)), 0, 0, NonZeroU32::MIN);
         }
-        assert_eq!((directory.entries.capacity(), directory.index.allocation_size()), memory);
-        // What tombstones took of the room is far from making the table clean itself up.
-        assert!(directory.index.capacity() > 3 * max as usize / 2, "{}", directory.index.capacity());
+        assert_eq!(directory.entries.capacity(), capacity);
         directory.check(max);
     }
 

@@ -11,6 +11,7 @@ mod allocation;
 mod check;
 mod directory;
 mod entry;
+mod index;
 mod instances;
 mod numbered;
 mod pages;
