@@ -34,7 +34,11 @@ pub struct Response {
 impl Peer {
     /// Connects without saying anything.
     pub fn connect(server: &ServerProcess) -> Peer {
-        let stream = UnixStream::connect(server.socket()).expect("the server accepts");
+        Peer::over(UnixStream::connect(server.socket()).expect("the server accepts"))
+    }
+
+    /// Speaks over a socket that is connected.
+    pub fn over(stream: UnixStream) -> Peer {
         Peer::new(Box::new(stream.try_clone().expect("a socket can be cloned")), Some(stream))
     }
 
