@@ -131,7 +131,6 @@ fn mix(digest: Digest) -> u64 {
     folded.wrapping_add(low)
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the high half is what is wanted")]
 fn tag(bucket: Bucket) -> u32 {
     (bucket >> 32) as u32
 }
