@@ -1,6 +1,7 @@
 //! The only code that knows io_uring: the runtime, the listeners, and one task a connection.
 
 mod connection;
+mod doorbell;
 mod listener;
 mod reactor;
 mod ring;

@@ -7,21 +7,19 @@
 use std::cell::RefCell;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, squeue, types};
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use slab::Slab;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tracing::debug;
 
 use super::connection::{Connection, Pause, Wait};
+use super::doorbell::Doorbell;
 use super::task;
 use crate::output::Output;
 
@@ -53,8 +51,7 @@ impl Arrivals {
 /// All connections of the fast driver, and their ring.
 pub(super) struct Reactor {
     ring: IoUring,
-    /// Signalled by the kernel as completions become available.
-    completed: AsyncFd<OwnedFd>,
+    doorbell: Doorbell,
     slots: Slab<Slot>,
     completions: Vec<(u64, i32)>,
     spin: Duration,
@@ -81,18 +78,15 @@ impl Reactor {
     /// # Errors
     /// Where the kernel lacks what it needs (Linux 6.1) or a sandbox forbids it.
     pub(super) fn new(spin: Duration) -> io::Result<Reactor> {
-        let ring = IoUring::builder()
+        let mut ring = IoUring::builder()
             .setup_cqsize(COMPLETIONS)
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_coop_taskrun()
             .setup_taskrun_flag()
             .build(SUBMISSIONS)?;
-        let completed = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        ring.submitter().register_eventfd(completed.as_raw_fd())?;
-        // SAFETY: an `OwnedFd` is open until it is dropped, which the `AsyncFd` that takes it does.
-        let completed = unsafe { AsyncFd::register_with_interest(completed, Interest::READABLE) }?;
-        Ok(Reactor { ring, completed, slots: Slab::new(), completions: Vec::new(), spin })
+        let doorbell = Doorbell::new(&mut ring)?;
+        Ok(Reactor { ring, doorbell, slots: Slab::new(), completions: Vec::new(), spin })
     }
 
     /// Serves for as long as the server runs.
@@ -131,11 +125,9 @@ impl Reactor {
 
     /// Waits for completions or arrivals.
     async fn sleep(&mut self, arrivals: &Arrivals) {
+        let ring = &mut self.ring;
         tokio::select! {
-            ready = self.completed.readable() => if let Ok(mut ready) = ready {
-                // The descriptor is never read: each completion is an edge, and edges are all that is listened to.
-                ready.clear_ready();
-            },
+            () = self.doorbell.sleep(|| ring.completion().is_empty() && !ring.submission().taskrun()) => {}
             () = arrivals.arrived.notified() => {}
         }
     }
