@@ -1,1 +1,35 @@
-fn main() {}
+//! `maru-bench`: measures a real server with real client processes, one subcommand a question.
+
+mod cli;
+mod content;
+mod error;
+mod mix;
+mod replay;
+mod server_process;
+mod workload;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+
+    let outcome = match &cli.command {
+        Command::Replay(args) => replay::run(args),
+        Command::Worker(args) => return replay::work(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("maru-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What a handler is told before it connects.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use maru_proto::{AuthToken, InstanceId};
+
+use crate::error::{Error, Result};
+
+/// Page sizes are multiples of this many bytes.
+const PAGE_SIZE_UNIT: usize = 4096;
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A Unix socket of this host.
+    Unix(PathBuf),
+    /// A host and port, as `host:port`.
+    Tcp(String),
+}
+
+impl FromStr for Address {
+    type Err = Error;
+
+    /// Reads `unix:///path`, `/path` or `tcp://host:port`.
+    fn from_str(text: &str) -> Result<Address> {
+        let path = text.strip_prefix("unix://").unwrap_or(text);
+        if path.starts_with('/') {
+            return Ok(Address::Unix(PathBuf::from(path)));
+        }
+        match text.strip_prefix("tcp://").and_then(|address| address.rsplit_once(':').zip(Some(address))) {
+            Some(((host, port), address)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Address::Tcp(address.to_owned()))
+            }
+            _ => Err(Error::InvalidConfig(format!(
+                "the address {text:?} is none of unix:///path, /path and tcp://host:port"
+            ))),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Unix(path) => path.display().fmt(f),
+            Address::Tcp(address) => write!(f, "tcp://{address}"),
+        }
+    }
+}
+
+/// Where a server of this user listens unless it is told otherwise: `$XDG_RUNTIME_DIR/maru/maru.sock`, else
+/// `maru-UID/maru.sock` in the folder for temporary files.
+pub fn default_socket_path() -> PathBuf {
+    let folder = match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(runtime) if !runtime.is_empty() => PathBuf::from(runtime).join("maru"),
+        _ => std::env::temp_dir().join(format!("maru-{}", rustix::process::geteuid().as_raw())),
+    };
+    folder.join("maru.sock")
+}
+
+/// How a handler connects, and how it gets its memory.
+///
+/// ```
+/// use maru_client::Config;
+///
+/// let config = Config::new().page_size(4 << 20).region_size(1 << 30).instance_id("engine-0");
+/// ```
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) address: Address,
+    pub(crate) instance_id: Option<String>,
+    pub(crate) page_size: usize,
+    pub(crate) region_size: u64,
+    pub(crate) auto_expand: bool,
+    pub(crate) expand_size: Option<u64>,
+    pub(crate) eager: bool,
+    pub(crate) prefault: bool,
+    pub(crate) timeout: Duration,
+    pub(crate) auth_token: Option<Vec<u8>>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            address: Address::Unix(default_socket_path()),
+            instance_id: None,
+            page_size: 1 << 20,
+            region_size: 128 << 20,
+            auto_expand: true,
+            expand_size: None,
+            eager: false,
+            prefault: true,
+            timeout: Duration::from_secs(5),
+            auth_token: None,
+        }
+    }
+}
+
+impl Config {
+    /// The defaults, each named at its setter.
+    pub fn new() -> Config {
+        Config::default()
+    }
+
+    /// Where the server listens. Default: the Unix socket at [`default_socket_path`].
+    pub fn address(mut self, address: Address) -> Config {
+        self.address = address;
+        self
+    }
+
+    /// The instance's name, for people: 1 to 128 bytes without control characters. Default: host name, process id and
+    /// eight random hexadecimal digits.
+    pub fn instance_id(mut self, name: impl Into<String>) -> Config {
+        self.instance_id = Some(name.into());
+        self
+    }
+
+    /// Bytes of a page, which is the largest chunk: a multiple of 4096. Default: 1 MiB. Each chunk takes a whole page
+    /// of the pool, however short it is.
+    pub fn page_size(mut self, bytes: usize) -> Config {
+        self.page_size = bytes;
+        self
+    }
+
+    /// Bytes of the first region, at least a page. Default: 128 MiB. The pool gives that much to this instance
+    /// alone, until the handler is closed.
+    pub fn region_size(mut self, bytes: u64) -> Config {
+        self.region_size = bytes;
+        self
+    }
+
+    /// Whether there may be further regions when all pages are in use. Default: true.
+    pub fn auto_expand(mut self, yes: bool) -> Config {
+        self.auto_expand = yes;
+        self
+    }
+
+    /// Bytes of each further region. Default: as many as the first has.
+    pub fn expand_size(mut self, bytes: u64) -> Config {
+        self.expand_size = Some(bytes);
+        self
+    }
+
+    /// Whether the first region is asked for at connect rather than by the first `alloc`. Default: false, so a
+    /// reader takes no memory.
+    pub fn eager(mut self, yes: bool) -> Config {
+        self.eager = yes;
+        self
+    }
+
+    /// Whether the memory of own regions is mapped page by page at once, so that no later write waits for it.
+    /// Default: true. It takes about a second for 10 GiB on huge pages, ten times that without.
+    pub fn prefault(mut self, yes: bool) -> Config {
+        self.prefault = yes;
+        self
+    }
+
+    /// How long a request may take. Default: 5 s. A request for a region has a second more for every 256 MiB, which
+    /// the server clears.
+    pub fn timeout(mut self, timeout: Duration) -> Config {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The secret that servers on TCP may ask for, at most 64 bytes. Default: none.
+    pub fn auth_token(mut self, token: impl Into<Vec<u8>>) -> Config {
+        self.auth_token = Some(token.into());
+        self
+    }
+
+    /// Bytes of the region that comes after `regions` others.
+    pub(crate) fn size_of_region(&self, regions: usize) -> u64 {
+        if regions == 0 { self.region_size } else { self.expand_size.unwrap_or(self.region_size) }
+    }
+
+    /// The checked name and token.
+    pub(crate) fn identity(&self) -> Result<(InstanceId, AuthToken)> {
+        let invalid = |error: &dyn fmt::Display| Error::InvalidConfig(error.to_string());
+        let name = match &self.instance_id {
+            Some(name) => name.clone(),
+            None => default_instance_id()?,
+        };
+        let name = InstanceId::new(&name).map_err(|error| invalid(&error))?;
+        let token = AuthToken::new(self.auth_token.as_deref().unwrap_or_default());
+        Ok((name, token.map_err(|error| invalid(&error))?))
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        let page_size = self.page_size;
+        let invalid = |what: String| Err(Error::InvalidConfig(what));
+        if page_size == 0 || !page_size.is_multiple_of(PAGE_SIZE_UNIT) || u32::try_from(page_size).is_err() {
+            return invalid(format!(
+                "the page size has to be a multiple of {PAGE_SIZE_UNIT} bytes below 4 GiB, not {page_size}"
+            ));
+        }
+        for size in [self.region_size, self.expand_size.unwrap_or(self.region_size)] {
+            if size < page_size as u64 {
+                return invalid(format!("a region of {size} bytes can't hold a page of {page_size}"));
+            }
+        }
+        if self.timeout.is_zero() {
+            return invalid("the timeout has to be longer than nothing".to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn default_instance_id() -> Result<String> {
+    let mut random = [0; 4];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Error::Io { what: "name the instance at random", source: error.into() })?;
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    let host = if host.is_empty() { "host" } else { host };
+    Ok(format!("{host}-{}-{:08x}", std::process::id(), u32::from_ne_bytes(random)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_paths_or_urls() {
+        let unix = |path: &str| Address::Unix(PathBuf::from(path));
+        assert_eq!("/run/maru.sock".parse::<Address>().unwrap(), unix("/run/maru.sock"));
+        assert_eq!("unix:///run/maru.sock".parse::<Address>().unwrap(), unix("/run/maru.sock"));
+        assert_eq!("tcp://node-7:5555".parse::<Address>().unwrap(), Address::Tcp("node-7:5555".to_owned()));
+        assert_eq!("tcp://[::1]:5555".parse::<Address>().unwrap(), Address::Tcp("[::1]:5555".to_owned()));
+        for bad in ["", "maru.sock", "tcp://", "tcp://node", "tcp://:5555", "tcp://node:port", "http://x:1"] {
+            let error = bad.parse::<Address>().unwrap_err().to_string();
+            assert!(error.contains("tcp://host:port"), "{error}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_shown_as_they_are_written() {
+        for text in ["/run/maru.sock", "tcp://node-7:5555"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        assert!(Config::new().validate().is_ok());
+        for bad in [
+            Config::new().page_size(0),
+            Config::new().page_size(5000),
+            Config::new().page_size(1 << 33),
+            Config::new().region_size(1 << 19),
+            Config::new().expand_size(1 << 19),
+            Config::new().timeout(Duration::ZERO),
+        ] {
+            assert!(matches!(bad.validate(), Err(Error::InvalidConfig(_))), "{bad:?}");
+        }
+        assert!(matches!(Config::new().instance_id("").identity(), Err(Error::InvalidConfig(_))));
+        assert!(matches!(Config::new().auth_token([0; 65]).identity(), Err(Error::InvalidConfig(_))));
+    }
+
+    #[test]
+    fn instances_without_a_name_get_different_ones() {
+        let names = [(); 2].map(|()| Config::new().identity().unwrap().0);
+        let [first, second] = names.each_ref().map(|name| name.text().unwrap());
+        assert_ne!(first, second);
+        assert!(first.contains(&format!("-{}-", std::process::id())), "{first}");
+    }
+}

@@ -1,0 +1,179 @@
+//! One instance: its pages, its keys, and what it reads.
+
+mod announcements;
+mod keys;
+mod pages;
+
+use std::fmt;
+use std::sync::Arc;
+
+use maru_proto::{AllocationFilter, KeyDigest, PoolRecord, RegionRecord, UsageRecord, UsageRequest};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::key::AsKey;
+use crate::maintenance;
+use crate::rpc::request::{GetStats, GetUsage, ListAllocations, ListPools};
+use crate::shared::Shared;
+use crate::stats::{ClientStats, ServerStats};
+
+pub(crate) use announcements::Announcements;
+pub use announcements::RegionAdded;
+pub use keys::{Deleted, Pinned, Stored, Unpinned};
+
+/// A connection of one instance to a server. Clones are the same instance; any thread may use any of them.
+#[derive(Clone)]
+pub struct MaruHandler {
+    shared: Arc<Shared>,
+}
+
+impl MaruHandler {
+    /// Connects, and opens an instance. It gets memory of its own when it first allocates, or now where the
+    /// configuration says `eager`.
+    ///
+    /// # Errors
+    /// [`Error::ServerNotRunning`], [`Error::InvalidConfig`], [`Error::UnsupportedVersion`],
+    /// [`Error::Refused`] with the server's reason; with `eager` also those of [`MaruHandler::alloc`].
+    ///
+    /// ```no_run
+    /// use maru_client::{Config, MaruHandler};
+    ///
+    /// let maru = MaruHandler::connect(Config::new().address("/run/maru/maru.sock".parse()?))?;
+    /// # Ok::<(), maru_client::Error>(())
+    /// ```
+    pub fn connect(config: Config) -> Result<MaruHandler> {
+        let shared = Arc::new(Shared::connect(config)?);
+        maintenance::start(&shared)
+            .map_err(|source| Error::Io { what: "start the handler's thread", source })?;
+        let handler = MaruHandler { shared };
+        if handler.shared.config.eager {
+            handler.expand()?;
+        }
+        Ok(handler)
+    }
+
+    /// Refuses new operations, gives regions without entries back, and leaves those with entries to be read as orphans.
+    /// Guards stay valid, and their chunks pinned, until they are dropped. Closing twice is fine.
+    pub fn close(&self) {
+        self.shared.close();
+    }
+
+    /// The instance's name.
+    pub fn instance_id(&self) -> &str {
+        &self.shared.instance_id
+    }
+
+    /// The instance's number, by which the server names it as an owner.
+    pub fn instance_number(&self) -> u32 {
+        self.shared.instance
+    }
+
+    /// Bytes of a page.
+    pub fn page_size(&self) -> usize {
+        self.shared.config.page_size
+    }
+
+    /// The server's figures.
+    ///
+    /// # Errors
+    /// Those of any request: [`Error::Timeout`], [`Error::ConnectionLost`], [`Error::Closed`].
+    pub fn stats(&self) -> Result<ServerStats> {
+        self.shared.check_open()?;
+        self.shared.connection.call(&GetStats([])).map(ServerStats::new)
+    }
+
+    /// What each instance uses.
+    ///
+    /// # Errors
+    /// Those of any request.
+    pub fn usage(&self) -> Result<Vec<UsageRecord>> {
+        self.shared.check_open()?;
+        paged(|last: Option<&UsageRecord>| {
+            let after = last.map_or(0, |usage| usage.instance.get());
+            let request = UsageRequest { after: after.into(), reserved: 0.into() };
+            self.shared.connection.call(&GetUsage(request))
+        })
+    }
+
+    /// All regions, in the order of their ids.
+    ///
+    /// # Errors
+    /// Those of any request.
+    pub fn regions(&self) -> Result<Vec<RegionRecord>> {
+        self.shared.check_open()?;
+        paged(|last: Option<&RegionRecord>| {
+            let after = last.map_or(0, |region| region.region_id.get());
+            self.shared.connection.call(&ListAllocations::after(AllocationFilter::All, after))
+        })
+    }
+
+    /// The pools.
+    ///
+    /// # Errors
+    /// Those of any request.
+    pub fn pools(&self) -> Result<Vec<PoolRecord>> {
+        self.shared.check_open()?;
+        self.shared.connection.call(&ListPools([]))
+    }
+
+    /// The handler's own figures.
+    pub fn client_stats(&self) -> ClientStats {
+        let counts = self.shared.own.counts();
+        ClientStats {
+            rpcs: self.shared.connection.rpcs(),
+            own_regions: counts.regions,
+            pages: counts.pages,
+            free_pages: counts.free,
+            mapped_regions: self.shared.regions.len(),
+        }
+    }
+
+    /// The digest of a key in this deployment.
+    ///
+    /// # Errors
+    /// [`Error::InvalidKey`].
+    pub fn digest(&self, key: impl AsKey) -> Result<KeyDigest> {
+        key.digest(&self.shared.digest_key)
+    }
+
+    fn digests(&self, keys: &[impl AsKey]) -> Result<Vec<KeyDigest>> {
+        keys.iter().map(|key| key.digest(&self.shared.digest_key)).collect()
+    }
+}
+
+impl fmt::Debug for MaruHandler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MaruHandler").field("instance_id", &self.instance_id()).finish_non_exhaustive()
+    }
+}
+
+/// All records of a list that the server gives a bounded number of at a time.
+fn paged<T>(next: impl Fn(Option<&T>) -> Result<Vec<T>>) -> Result<Vec<T>> {
+    let mut all = Vec::new();
+    loop {
+        let page = next(all.last())?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        all.extend(page);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ChunkRef, PageMut, Prefix};
+
+    #[test]
+    fn what_threads_share_can_be_shared() {
+        fn send<T: Send>() {}
+        fn sync<T: Sync>() {}
+        send::<MaruHandler>();
+        sync::<MaruHandler>();
+        send::<PageMut>();
+        send::<ChunkRef>();
+        sync::<ChunkRef>();
+        send::<Prefix>();
+        sync::<Prefix>();
+    }
+}

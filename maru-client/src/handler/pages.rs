@@ -1,0 +1,139 @@
+//! Own memory: pages, and where they come from.
+
+use std::sync::Arc;
+
+use maru_proto::{FrameStatus, ReclaimRequest};
+
+use super::{MaruHandler, RegionAdded};
+use crate::error::{Error, Result};
+use crate::page::{PageLocation, PageMut};
+use crate::rpc::request::Reclaim;
+use crate::sync::lock;
+
+/// Pages that are taken back at a time.
+const RECLAIM: u32 = 256;
+
+impl MaruHandler {
+    /// A page to write a chunk of `length` bytes into. No request is needed while own pages are free; otherwise pages are
+    /// taken back that others freed, then another region is asked for where `auto_expand` allows, then cold entries of
+    /// this instance make room where the server evicts. The lowest free page comes first.
+    ///
+    /// # Errors
+    /// [`Error::PageTooLarge`], [`Error::PoolExhausted`] when none of this helps; it never waits for others to free
+    /// something. [`Error::Refused`] when there is no room even for a first region. Those of any request.
+    pub fn alloc(&self, length: usize) -> Result<PageMut> {
+        self.shared.check_open()?;
+        let page_size = self.page_size();
+        if length > page_size {
+            return Err(Error::PageTooLarge { requested: length, page_size });
+        }
+        let claim = match self.shared.own.take() {
+            Some(claim) => claim,
+            None => self.more_pages()?,
+        };
+        Ok(PageMut::new(Arc::clone(&self.shared), claim, length))
+    }
+
+    fn more_pages(&self) -> Result<crate::memory::Claim> {
+        let own = &self.shared.own;
+        let _expanding = lock(&self.shared.expanding);
+        // Another thread may have got some while this one waited.
+        if let Some(claim) = own.take() {
+            return Ok(claim);
+        }
+        let first = own.is_empty();
+        if !first && let Some(claim) = self.reclaim(false)? {
+            return Ok(claim);
+        }
+        if first || self.shared.config.auto_expand {
+            match self.add_region() {
+                Ok(()) => {
+                    if let Some(claim) = own.take_any() {
+                        return Ok(claim);
+                    }
+                }
+                Err(Error::Refused { status: FrameStatus::NoSpace | FrameStatus::Limit, .. }) if !first => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.reclaim(true)?.ok_or(Error::PoolExhausted)
+    }
+
+    fn reclaim(&self, evict: bool) -> Result<Option<crate::memory::Claim>> {
+        let request = ReclaimRequest { want: RECLAIM.into(), region_id: 0.into() };
+        let pages = self.shared.connection.call(&Reclaim { request, evict })?;
+        Ok(if pages.is_empty() { None } else { self.shared.own.reclaim_and_take(&pages) })
+    }
+
+    /// Gets a region, unless another thread just did.
+    pub(super) fn expand(&self) -> Result<()> {
+        let _expanding = lock(&self.shared.expanding);
+        self.add_region()
+    }
+
+    /// Gets a region. Its pages are for everybody once the callback knows of it.
+    fn add_region(&self) -> Result<()> {
+        let size = self.shared.config.size_of_region(self.shared.own.regions().len());
+        let region = self.shared.new_region(size)?;
+        if !self.shared.own.insert(Arc::clone(&region)) {
+            self.shared.return_region(region.id());
+            return Err(Error::Closed);
+        }
+        self.shared.regions.insert(Arc::clone(&region));
+        self.shared.announcements.add(RegionAdded {
+            region_id: region.id(),
+            pages: region.pages(),
+            page_size: region.page_size(),
+        });
+        self.shared.own.open(region.id());
+        Ok(())
+    }
+
+    /// Gives a page back; dropping it does the same.
+    pub fn free(&self, page: PageMut) {
+        drop(page);
+    }
+
+    /// Gives a page back that was detached.
+    ///
+    /// # Errors
+    /// [`Error::RegionNotFound`] where it is no page of this instance, [`Error::WrongPageState`] where it is not
+    /// detached: a page that is free already, or stored, or held by a [`PageMut`] stays what it is.
+    pub fn free_by_location(&self, region_id: u32, page_index: u32) -> Result<()> {
+        self.shared.own.release_detached(PageLocation { region_id, page_index })
+    }
+
+    /// Takes a detached page up again.
+    ///
+    /// # Errors
+    /// Those of [`MaruHandler::free_by_location`], and [`Error::PageTooLarge`].
+    pub fn attach(&self, location: PageLocation, length: usize) -> Result<PageMut> {
+        let page_size = self.page_size();
+        if length > page_size {
+            return Err(Error::PageTooLarge { requested: length, page_size });
+        }
+        let claim = self.shared.own.attach(location)?;
+        Ok(PageMut::new(Arc::clone(&self.shared), claim, length))
+    }
+
+    /// Calls back for every own region exactly once: for those that exist now, and for each further one before its pages
+    /// are handed out to other threads. The callback runs in the thread that gets the region, and may use the handler.
+    pub fn on_region_added(&self, callback: impl Fn(&RegionAdded) + Send + Sync + 'static) {
+        self.shared.announcements.set_callback(Some(Arc::new(callback)));
+    }
+
+    /// Calls back no more.
+    pub fn clear_on_region_added(&self) {
+        self.shared.announcements.set_callback(None);
+    }
+
+    /// The own regions, in the order in which they came.
+    pub fn owned_regions(&self) -> Vec<u32> {
+        self.shared.own.regions().iter().map(|region| region.id()).collect()
+    }
+
+    /// Pages of a region that is mapped here.
+    pub fn region_page_count(&self, region_id: u32) -> Option<u32> {
+        self.shared.regions.get(region_id).map(|region| region.pages())
+    }
+}

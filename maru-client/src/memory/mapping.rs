@@ -1,0 +1,146 @@
+//! The bytes of a region in this process.
+
+use std::fs::File;
+use std::io;
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+
+/// How much of a huge page is touched where the kernel can't populate a mapping by itself.
+const TOUCH_STEP: usize = 4096;
+
+/// What a mapping is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// An own region, to write into.
+    ReadWrite {
+        /// Whether all of it is mapped at once.
+        prefault: bool,
+    },
+    /// A region of somebody else's; the kernel lets nobody write through it.
+    ReadOnly,
+}
+
+/// A shared mapping, in place until the last use of it is gone.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    memory: MmapRaw,
+    access: Access,
+}
+
+impl Mapping {
+    /// Maps the first `length` bytes of a file.
+    ///
+    /// # Errors
+    /// What the system says, also when the file is shorter: touching what is behind its end would kill the process.
+    pub(crate) fn new(file: &File, length: usize, access: Access) -> io::Result<Mapping> {
+        let available = file.metadata()?.len();
+        if available < length as u64 {
+            let text = format!("the file has {available} bytes and the region {length}");
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+        }
+        let mut options = MmapOptions::new();
+        options.len(length);
+        let memory = match access {
+            Access::ReadWrite { .. } => options.map_raw(file)?,
+            Access::ReadOnly => options.map_raw_read_only(file)?,
+        };
+        // Whether there are huge pages is up to the pool; without them everything works, only slower.
+        let _ = memory.advise(Advice::HugePage);
+        let mapping = Mapping { memory, access };
+        if access == (Access::ReadWrite { prefault: true }) {
+            mapping.populate()?;
+        }
+        Ok(mapping)
+    }
+
+    /// Whether it may be written through.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.access != Access::ReadOnly
+    }
+
+    /// Bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.memory.len()
+    }
+
+    /// Where byte `offset` is, which must not be behind the end.
+    pub(crate) fn at(&self, offset: usize) -> *mut u8 {
+        assert!(offset <= self.memory.len(), "offset {offset} lies behind the end of the mapping");
+        // SAFETY: the offset is inside the mapping or just behind it, and a mapping is one allocation.
+        unsafe { self.memory.as_mut_ptr().add(offset) }
+    }
+
+    fn populate(&self) -> io::Result<()> {
+        match self.memory.advise(Advice::PopulateWrite) {
+            // Kernels before 5.14 don't know the advice.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.touch();
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// Has every page mapped by a write that changes nothing.
+    fn touch(&self) {
+        for offset in (0..self.len()).step_by(TOUCH_STEP) {
+            // SAFETY: the offset is inside the mapping, which nobody else knows of yet.
+            let byte = unsafe { self.at(offset).read_volatile() };
+            // SAFETY: the same, and the mapping is writable.
+            unsafe { self.at(offset).write_volatile(byte) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    fn file(length: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(length).unwrap();
+        file
+    }
+
+    #[test]
+    fn what_the_owner_writes_is_what_a_reader_sees() {
+        let file = file(8192);
+        let owner = Mapping::new(&file, 8192, Access::ReadWrite { prefault: true }).unwrap();
+        let reader = Mapping::new(&file, 8192, Access::ReadOnly).unwrap();
+        assert!(owner.is_writable() && !reader.is_writable());
+        // SAFETY: the byte is inside the mapping, and no reference to it exists.
+        unsafe { owner.at(5000).write_volatile(7) };
+        // SAFETY: the byte is inside the mapping.
+        assert_eq!(unsafe { reader.at(5000).read_volatile() }, 7);
+    }
+
+    #[test]
+    fn prefaulting_by_hand_keeps_the_bytes() {
+        let file = file(3 * 4096);
+        file.write_all_at(b"kept", 4096).unwrap();
+        let mapping = Mapping::new(&file, 3 * 4096, Access::ReadWrite { prefault: false }).unwrap();
+        mapping.touch();
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, 4096).unwrap();
+        assert_eq!(&bytes, b"kept");
+    }
+
+    #[test]
+    fn a_file_shorter_than_its_region_is_an_error_not_a_crash() {
+        let error = Mapping::new(&file(4096), 8192, Access::ReadOnly).unwrap_err();
+        assert_eq!(error.to_string(), "the file has 4096 bytes and the region 8192");
+    }
+
+    #[test]
+    fn a_read_only_file_can_not_be_mapped_for_writing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("region-1");
+        std::fs::write(&path, vec![0; 4096]).unwrap();
+        let file = File::open(&path).unwrap();
+        let error = Mapping::new(&file, 4096, Access::ReadWrite { prefault: false }).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert!(Mapping::new(&file, 4096, Access::ReadOnly).is_ok());
+    }
+}

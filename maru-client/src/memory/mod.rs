@@ -1,0 +1,13 @@
+//! The memory of regions: mapping it, copying into it, and knowing whose each page is.
+
+mod bitmap;
+mod copy;
+mod mapping;
+mod own;
+mod pages;
+mod regions;
+
+pub(crate) use copy::copy_nontemporal;
+pub(crate) use mapping::{Access, Mapping};
+pub(crate) use own::{Claim, OwnPages};
+pub(crate) use regions::{Region, Regions};

@@ -1,0 +1,238 @@
+//! The regions that this process maps, own and foreign, each once.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::{Arc, Mutex, RwLock};
+
+use maru_proto::RegionRecord;
+
+use super::{Access, Mapping};
+use crate::error::{Error, ProtocolError, Result};
+use crate::sync::{lock, read, write};
+
+/// A mapped region.
+#[derive(Debug)]
+pub(crate) struct Region {
+    id: u32,
+    page_size: usize,
+    pages: u32,
+    mapping: Mapping,
+}
+
+impl Region {
+    /// Maps a region as the server describes it.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] where its sizes contradict each other, [`Error::Map`] where the system refuses.
+    pub(crate) fn map(record: &RegionRecord, file: &File, access: Access) -> Result<Region> {
+        let id = record.region_id.get();
+        let pages = record.pages.get();
+        let page_size = usize::try_from(record.page_size.get()).map_err(|_| ProtocolError::Region(id))?;
+        let length = page_size.checked_mul(pages as usize).filter(|length| {
+            let fits = u64::try_from(*length).is_ok_and(|length| length <= record.size.get());
+            fits && *length > 0 && isize::try_from(*length).is_ok() && id != 0
+        });
+        let length = length.ok_or(ProtocolError::Region(id))?;
+        let mapping = Mapping::new(file, length, access);
+        let mapping = mapping.map_err(|source| Error::Map { region_id: id, source })?;
+        Ok(Region { id, page_size, pages, mapping })
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Bytes of a page.
+    pub(crate) fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// Pages.
+    pub(crate) fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// Whether the region was mapped to be written into.
+    pub(crate) fn is_own(&self) -> bool {
+        self.mapping.is_writable()
+    }
+
+    /// Where a page begins, in bytes from the region's beginning.
+    pub(crate) fn page_offset(&self, page: u32) -> usize {
+        page as usize * self.page_size
+    }
+
+    /// The page that a byte lies in.
+    pub(crate) fn page_of(&self, offset: usize) -> u32 {
+        u32::try_from(offset / self.page_size)
+            .expect("an offset inside a region lies in one of its u32 of pages")
+    }
+
+    /// Checks that bytes lie inside the region, as a range that [`Region::at`] takes.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Location`].
+    pub(crate) fn range(&self, offset: u64, length: u64) -> Result<(usize, usize), ProtocolError> {
+        let inside = offset.checked_add(length).is_some_and(|end| end <= self.mapping.len() as u64);
+        match (usize::try_from(offset), usize::try_from(length)) {
+            (Ok(offset), Ok(length)) if inside => Ok((offset, length)),
+            _ => Err(ProtocolError::Location { region_id: self.id, offset, length }),
+        }
+    }
+
+    /// Where a byte of the region is in this process.
+    pub(crate) fn at(&self, offset: usize) -> *mut u8 {
+        self.mapping.at(offset)
+    }
+}
+
+/// All mapped regions by id.
+#[derive(Debug, Default)]
+pub(crate) struct Regions {
+    mapped: RwLock<HashMap<u32, Arc<Region>>>,
+    /// Held by whoever maps a foreign region, so that two who need the same one map it once.
+    mapping: Mutex<()>,
+}
+
+impl Regions {
+    /// A region, if it is mapped.
+    pub(crate) fn get(&self, id: u32) -> Option<Arc<Region>> {
+        read(&self.mapped).get(&id).cloned()
+    }
+
+    /// Adds a region that was mapped.
+    pub(crate) fn insert(&self, region: Arc<Region>) {
+        write(&self.mapped).insert(region.id, region);
+    }
+
+    /// Forgets a region; whoever still uses it keeps the mapping.
+    pub(crate) fn remove(&self, id: u32) {
+        write(&self.mapped).remove(&id);
+    }
+
+    /// A region, mapped by `map` if it is not yet: by one thread, while others who need any new region wait.
+    ///
+    /// # Errors
+    /// Those of `map`.
+    pub(crate) fn get_or_map(
+        &self,
+        id: u32,
+        map: impl FnOnce() -> Result<Option<Region>>,
+    ) -> Result<Option<Arc<Region>>> {
+        if let Some(region) = self.get(id) {
+            return Ok(Some(region));
+        }
+        let _mapping = lock(&self.mapping);
+        if let Some(region) = self.get(id) {
+            return Ok(Some(region));
+        }
+        let Some(region) = map()?.map(Arc::new) else {
+            return Ok(None);
+        };
+        self.insert(Arc::clone(&region));
+        Ok(Some(region))
+    }
+
+    /// Foreign regions that are mapped and that nobody uses at the moment.
+    pub(crate) fn unused_foreign(&self) -> Vec<u32> {
+        let mapped = read(&self.mapped);
+        let unused = mapped.values().filter(|region| !region.is_own() && Arc::strong_count(region) == 1);
+        unused.map(|region| region.id).collect()
+    }
+
+    /// Regions that are mapped.
+    pub(crate) fn len(&self) -> usize {
+        read(&self.mapped).len()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use zerocopy::FromZeros;
+
+    use super::*;
+
+    /// A mapped region over a file of its own.
+    pub(crate) fn region(id: u32, pages: u32, page_size: usize, access: Access) -> Region {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(u64::from(pages) * page_size as u64).unwrap();
+        Region::map(&record(id, pages, page_size as u64), &file, access).unwrap()
+    }
+
+    fn record(id: u32, pages: u32, page_size: u64) -> RegionRecord {
+        let mut record = RegionRecord::new_zeroed();
+        record.region_id = id.into();
+        record.pages = pages.into();
+        record.page_size = page_size.into();
+        record.size = (u64::from(pages) * page_size).into();
+        record
+    }
+
+    #[test]
+    fn sizes_from_the_server_are_checked() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let mut too_small = record(3, 2, 4096);
+        too_small.size = 4096.into();
+        let bad =
+            [record(0, 1, 4096), record(3, 0, 4096), record(3, 1, 0), record(3, 9, u64::MAX), too_small];
+        for record in bad {
+            let error = Region::map(&record, &file, Access::ReadOnly).unwrap_err();
+            assert!(matches!(error, Error::Protocol(ProtocolError::Region(_))), "{record:?}: {error}");
+        }
+        let longer_than_its_file = Region::map(&record(3, 2, 4096), &file, Access::ReadOnly).unwrap_err();
+        assert!(matches!(longer_than_its_file, Error::Map { region_id: 3, .. }), "{longer_than_its_file}");
+    }
+
+    #[test]
+    fn chunks_outside_their_region_are_an_error() {
+        let region = region(5, 2, 4096, Access::ReadOnly);
+        assert_eq!(region.range(4096, 4096), Ok((4096, 4096)));
+        for (offset, length) in [(4096, 4097), (8193, 0), (u64::MAX, 2), (0, u64::MAX)] {
+            assert!(region.range(offset, length).is_err(), "{offset} {length}");
+        }
+    }
+
+    #[test]
+    fn a_region_that_two_threads_need_is_mapped_once() {
+        let (regions, mapped, start) = (Regions::default(), AtomicU32::new(0), Barrier::new(4));
+        let map = || {
+            mapped.fetch_add(1, Ordering::Relaxed);
+            Ok(Some(region(9, 1, 4096, Access::ReadOnly)))
+        };
+        let found = std::thread::scope(|scope| {
+            let threads = [(); 4].map(|()| {
+                scope.spawn(|| {
+                    start.wait();
+                    regions.get_or_map(9, map).unwrap().unwrap()
+                })
+            });
+            threads.map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(mapped.into_inner(), 1);
+        assert!(found.iter().all(|region| Arc::ptr_eq(region, &found[0])));
+    }
+
+    #[test]
+    fn a_region_that_is_gone_is_asked_for_again() {
+        let regions = Regions::default();
+        assert!(regions.get_or_map(9, || Ok(None)).unwrap().is_none());
+        assert!(regions.get_or_map(9, || Ok(Some(region(9, 1, 4096, Access::ReadOnly)))).unwrap().is_some());
+    }
+
+    #[test]
+    fn only_foreign_regions_without_users_are_unused() {
+        let regions = Regions::default();
+        regions.insert(Arc::new(region(1, 1, 4096, Access::ReadWrite { prefault: false })));
+        let used = Arc::new(region(2, 1, 4096, Access::ReadOnly));
+        regions.insert(Arc::clone(&used));
+        regions.insert(Arc::new(region(3, 1, 4096, Access::ReadOnly)));
+        assert_eq!(regions.unused_foreign(), [3]);
+        drop(used);
+        regions.remove(3);
+        assert_eq!(regions.unused_foreign(), [2]);
+    }
+}

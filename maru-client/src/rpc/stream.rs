@@ -1,0 +1,76 @@
+//! A connected socket, Unix or TCP, that threads share.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use crate::config::Address;
+use crate::error::{Error, Result};
+
+/// Either kind of socket.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    /// Connects to a server.
+    ///
+    /// # Errors
+    /// [`Error::ServerNotRunning`] where nobody listens, [`Error::Connect`] for any other reason.
+    pub(crate) fn connect(address: &Address) -> Result<Stream> {
+        let connected = match address {
+            Address::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
+            Address::Tcp(host) => TcpStream::connect(host).and_then(|stream| {
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }),
+        };
+        connected.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                Error::ServerNotRunning { address: address.to_string() }
+            }
+            _ => Error::Connect { address: address.to_string(), source },
+        })
+    }
+
+    /// Bounds how long one read and one write may take.
+    pub(crate) fn set_timeouts(&self, read: Duration, write: Duration) -> Result<()> {
+        let set = match self {
+            Stream::Unix(stream) => {
+                stream.set_read_timeout(Some(read)).and_then(|()| stream.set_write_timeout(Some(write)))
+            }
+            Stream::Tcp(stream) => {
+                stream.set_read_timeout(Some(read)).and_then(|()| stream.set_write_timeout(Some(write)))
+            }
+        };
+        set.map_err(|source| Error::Io { what: "set the timeouts of the connection", source })
+    }
+
+    /// Ends both directions, also for whoever reads or writes at the moment.
+    pub(crate) fn shutdown(&self) {
+        // An error says that the peer was faster.
+        let _ = match self {
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+
+    /// Reads what is there into `buffer`.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Unix(stream) => (&*stream).read(buffer),
+            Stream::Tcp(stream) => (&*stream).read(buffer),
+        }
+    }
+
+    /// Writes all of `bytes`.
+    pub(crate) fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Stream::Unix(stream) => (&*stream).write_all(bytes),
+            Stream::Tcp(stream) => (&*stream).write_all(bytes),
+        }
+    }
+}
