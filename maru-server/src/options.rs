@@ -45,7 +45,7 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub hello_deadline: Duration,
 
-    /// Entries in the directory, and so pages in all regions together [default: one for every 16 KiB of the pool, at
+    /// Entries in the directory, and so pages in all regions together [default: one for every 4 KiB of the pool, at
     /// most 16,777,216]. Each takes about 80 bytes once used.
     #[arg(long, value_name = "N")]
     pub max_entries: Option<u32>,

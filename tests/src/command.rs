@@ -67,8 +67,8 @@ pub enum Command {
     BatchDelete(Vec<String>),
     /// Take a page and keep it unstored until the end.
     HoldPage,
-    /// Try to open this region file for a mapping to write into, the way the client got it.
-    MapForeignWritable(String),
+    /// Try to make the memory of a chunk that somebody else stored writable.
+    MakeForeignWritable(String),
     /// Write into the memory of a chunk that somebody else stored: must not come back.
     ScribbleOn(String),
     /// The server's figures.

@@ -73,7 +73,7 @@ fn a_reader_can_not_map_another_instances_region_for_writing() {
     reader.count(Command::Acquire(key("chunk")));
     let Reply::Each(mapped) = reader.call(Command::Mappings(server.pool())) else { panic!("no mappings") };
     assert_eq!(mapped, ["r--s"], "shared, and only to be read");
-    let refused = reader.refused(Command::MapForeignWritable("chunk".to_owned()));
+    let refused = reader.refused(Command::MakeForeignWritable("chunk".to_owned()));
     assert!(refused.contains("Permission denied"), "{refused}");
 }
 

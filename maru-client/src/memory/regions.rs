@@ -167,7 +167,7 @@ pub(crate) mod tests {
         record.region_id = id.into();
         record.pages = pages.into();
         record.page_size = page_size.into();
-        record.size = (u64::from(pages) * page_size).into();
+        record.size = u64::from(pages).saturating_mul(page_size).into();
         record
     }
 

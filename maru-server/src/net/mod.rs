@@ -27,9 +27,8 @@ use connection::Link;
 use listener::{Listener, SocketFile};
 use reactor::{Arrivals, Reactor};
 
-/// Bytes of pool for each entry that the directory has room for, unless the operator says otherwise.
-const POOL_BYTES_PER_ENTRY: u64 = 16 * 1024;
-/// Entries that the directory has room for at most, unless the operator says otherwise.
+/// Entries that the directory has room for at most, unless the operator says otherwise; for a smaller pool one for each
+/// of the smallest pages. Room costs address space; memory is used as entries come.
 const DEFAULT_MAX_ENTRIES: u64 = 1 << 24;
 const MIN_PAGE_SIZE: u64 = 4096;
 const MAX_PAGE_SIZE: u64 = 1 << 30;
@@ -245,7 +244,7 @@ async fn enforce_greetings(shared: Rc<Shared>) {
 
 fn service_config(options: &Options, pool: &FolderPool, auth: Option<AuthToken>) -> ServiceConfig {
     let spec = PoolSpec { size: pool.size(), granularity: pool.granularity() };
-    let by_size = (spec.size / POOL_BYTES_PER_ENTRY).min(DEFAULT_MAX_ENTRIES);
+    let by_size = (spec.size / MIN_PAGE_SIZE).min(DEFAULT_MAX_ENTRIES);
     let path = pool.path().to_str().expect("the pool's path was checked to be UTF-8").to_owned();
     ServiceConfig {
         limits: Limits {

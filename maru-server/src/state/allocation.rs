@@ -76,13 +76,14 @@ impl State {
         }
         let id = self.regions.next_id().ok_or(AllocError::TooManyRegions)?;
         let pages = u32::try_from(size.div_ceil(page_size)).map_err(|_| AllocError::TooManyPages)?;
-        if pages > max_entries - self.regions.pages() {
-            return Err(AllocError::TooManyPages);
-        }
         let extent = u64::from(pages).checked_mul(page_size).and_then(|size| self.pools.take(size, pool));
         let Some((pool, pool_offset, extent)) = extent else {
             return Err(AllocError::NoSpace { pending: self.regions.pending(pool) });
         };
+        if pages > max_entries - self.regions.pages() {
+            self.pools.give_back(pool, pool_offset, extent);
+            return Err(AllocError::TooManyPages);
+        }
         let region = Region {
             id,
             owner: Some(owner),

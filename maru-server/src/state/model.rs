@@ -117,9 +117,6 @@ impl Model {
             return Err(AllocError::TooManyRegions);
         }
         let pages = u32::try_from(size.div_ceil(page_size)).unwrap();
-        if self.regions.values().map(|region| region.pages).sum::<u32>() + pages > LIMITS.max_entries {
-            return Err(AllocError::TooManyPages);
-        }
         let bytes = u64::from(pages) * page_size;
         let Some((pool, (offset, extent))) =
             candidates.iter().find_map(|pool| Some((*pool, self.first_fit(*pool, bytes)?)))
@@ -128,6 +125,9 @@ impl Model {
             let pending = unreleased.any(|region| candidates.contains(&(region.pool.0 as usize)));
             return Err(AllocError::NoSpace { pending });
         };
+        if self.regions.values().map(|region| region.pages).sum::<u32>() + pages > LIMITS.max_entries {
+            return Err(AllocError::TooManyPages);
+        }
         self.last_region += 1;
         let id = RegionId(self.last_region);
         let owner = Some(owner);

@@ -85,9 +85,8 @@ impl Client {
                 self.pages.push(handler.alloc(1)?);
                 Reply::Done
             }
-            Command::MapForeignWritable(key) => {
-                let chunk = handler.retrieve(&key)?.expect("the chunk is there");
-                map_writable(&format!("region-{}", chunk.region_id()))
+            Command::MakeForeignWritable(key) => {
+                make_writable(&handler.retrieve(&key)?.expect("the chunk is there"))
             }
             Command::ScribbleOn(key) => {
                 let chunk = handler.retrieve(&key)?.expect("the chunk is there");
@@ -108,7 +107,9 @@ impl Client {
                     pool_free_bytes: stats.get(StatKind::PoolFreeBytes),
                 })
             }
-            Command::FreePages => Reply::Count(handler.client_stats().free_pages),
+            Command::FreePages => Reply::Count(
+                usize::try_from(handler.client_stats().free_pages).expect("pages fit the address space"),
+            ),
             Command::Mappings(pool) => Reply::Each(mappings(&pool)),
             Command::Close => {
                 handler.close();
@@ -192,26 +193,15 @@ fn deleted(outcome: Deleted) -> &'static str {
     }
 }
 
-/// Maps the descriptor that this process has of a region file for writing.
-fn map_writable(region: &str) -> Reply {
-    use rustix::mm::{MapFlags, ProtFlags, mmap};
-    let fds = std::fs::read_dir("/proc/self/fd").expect("Linux has /proc");
-    for fd in fds.filter_map(Result::ok) {
-        let path = std::fs::read_link(fd.path()).unwrap_or_default();
-        if path.file_name().is_some_and(|name| name == region) {
-            let number = fd.file_name().to_string_lossy().parse().expect("descriptors are numbers");
-            // SAFETY: the descriptor was listed just now, and this process has one thread that opens or closes any.
-            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
-            let rights = ProtFlags::READ | ProtFlags::WRITE;
-            // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
-            let mapped = unsafe { mmap(std::ptr::null_mut(), 4096, rights, MapFlags::SHARED, fd, 0) };
-            return match mapped {
-                Ok(_) => Reply::Done,
-                Err(error) => Reply::Failed(std::io::Error::from(error).to_string()),
-            };
-        }
+/// Asks the kernel to let this process write into a page that a chunk begins in.
+fn make_writable(chunk: &[u8]) -> Reply {
+    use rustix::mm::{MprotectFlags, mprotect};
+    let page = chunk.as_ptr().map_addr(|address| address & !4095).cast_mut();
+    // SAFETY: more rights to a mapping take nothing away from whoever uses it; the kernel refuses, which is tested.
+    match unsafe { mprotect(page.cast(), 4096, MprotectFlags::READ | MprotectFlags::WRITE) } {
+        Ok(()) => Reply::Done,
+        Err(error) => Reply::Failed(std::io::Error::from(error).to_string()),
     }
-    Reply::Failed("no descriptor of the region".to_owned())
 }
 
 /// The rights of this process's mappings of files in a folder.
