@@ -232,9 +232,9 @@ fn progress(requests: usize) -> ProgressBar {
 /// What was replayed, and how.
 fn title(args: &ReplayArgs, plan: Plan, workload: &Workload) -> String {
     format!(
-        "replay of {} by {} processes in turn, chunks of {}{}, a pool of {}",
+        "replay of {} by {} in turn, chunks of {}{}, a pool of {}",
         workload.name,
-        args.processes,
+        if args.processes == 1 { "one process".to_owned() } else { format!("{} processes", args.processes) },
         ByteSize(count(args.chunk_size)),
         if args.sparse { " (only head, tail and probes written and verified)" } else { "" },
         ByteSize(plan.pool_size),
