@@ -47,6 +47,8 @@ pub(crate) struct Shared {
     /// Held by the thread that gets more pages, so that others wait for these instead of asking for more.
     pub(crate) expanding: Mutex<()>,
     closed: AtomicBool,
+    /// Own regions that were given back.
+    returned: Mutex<HashSet<u32>>,
     pub(crate) bell: Arc<Bell>,
 }
 
@@ -109,6 +111,7 @@ impl Shared {
             announcements: Announcements::default(),
             expanding: Mutex::default(),
             closed: AtomicBool::new(false),
+            returned: Mutex::default(),
             bell,
             config,
         })
@@ -250,7 +253,19 @@ impl Shared {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.own.close().into_iter().for_each(|region| self.return_region(region));
+        self.give_back(&self.own.close());
+    }
+
+    /// Gives regions back that were not yet, and sends the pins that guards gave up.
+    fn give_back(&self, regions: &[u32]) {
+        if self.connection.is_broken() {
+            return;
+        }
+        for &region in regions {
+            if lock(&self.returned).insert(region) {
+                self.return_region(region);
+            }
+        }
         let _ = self.connection.flush_releases();
     }
 }
@@ -260,10 +275,8 @@ impl Drop for Shared {
     fn drop(&mut self) {
         self.close();
         // A region with pages that were held when the handler was closed is given back only now.
-        if !self.connection.is_broken() {
-            let left = self.own.regions();
-            left.iter().for_each(|region| self.return_region(region.id()));
-        }
+        let regions = self.own.regions().iter().map(|region| region.id()).collect::<Vec<_>>();
+        self.give_back(&regions);
         self.connection.shut();
         self.bell.stop();
     }

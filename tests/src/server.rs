@@ -101,6 +101,31 @@ impl ServerProcess {
         seen
     }
 
+    /// Stops the process where it is, as a machine under load may, until [`ServerProcess::resume`].
+    ///
+    /// # Panics
+    /// When it is dead.
+    pub fn pause(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).expect("the server lives");
+    }
+
+    /// Lets a stopped process go on.
+    ///
+    /// # Panics
+    /// When it is dead.
+    pub fn resume(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).expect("the server lives");
+    }
+
+    /// Kills the process at once, as SIGKILL does.
+    ///
+    /// # Panics
+    /// When it can't be killed.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the server can be killed");
+        self.child.wait().expect("the server can be waited for");
+    }
+
     /// Sends SIGTERM and waits for the end; whether the server called it a success.
     ///
     /// # Panics
