@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use maru_client::{Config, Deleted, Error, MaruHandler, PageState, Pinned, StatKind, Stored, Unpinned};
+use maru_client::{
+    Config, Deleted, Error, MaruHandler, PageMut, PageState, Pinned, StatKind, Stored, Unpinned,
+};
 use maru_tests::{ServerProcess, fill, is_intact, wait_until};
 
 const PAGE: usize = 4096;
@@ -59,7 +61,7 @@ fn pages_come_lowest_first_and_go_back_when_dropped() {
     let server = ServerProcess::start(&[]);
     let handler = connect(&server);
     let pages = [(); 3].map(|()| handler.alloc(10).unwrap());
-    assert_eq!(pages.each_ref().map(|page| page.page_index()), [0, 1, 2]);
+    assert_eq!(pages.each_ref().map(PageMut::page_index), [0, 1, 2]);
     let [first, second, third] = pages;
     drop(second);
     assert_eq!(handler.alloc(10).unwrap().page_index(), 1);
