@@ -97,7 +97,7 @@ fn work(shared: &Shared) -> bool {
     }
     if shared.connection.has_abandoned() {
         // Answers come in order: to wait for this one is to see to all that are late. The pins go along.
-        let _ = shared.connection.call(&Heartbeat([]));
+        let _ = shared.connection.answer_to(&Heartbeat([]));
         return true;
     }
     let released = shared.has_releases();

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use maru_proto::{
     AllocationFilter, ConnectionKind, DigestKey, FrameStatus, GetRegionRequest, HelloRequest, KeyDigest,
@@ -21,7 +21,7 @@ use crate::memory::{Access, OwnPages, Region, Regions};
 use crate::page::PageLocation;
 use crate::releases::Releases;
 use crate::rpc::request::{GetRegion, ListAllocations, ListPools, RequestAlloc, ReturnAlloc};
-use crate::rpc::{Backlog, Connection, Control, Stream, hello};
+use crate::rpc::{Backlog, Connection, Control, Pipelined, Stream, hello};
 use crate::sync::lock;
 
 /// Released pins that are sent at once, by the thread that drops the guard.
@@ -36,6 +36,13 @@ pub(crate) struct Shared {
     pub(crate) instance: u32,
     pub(crate) digest_key: DigestKey,
     pub(crate) connection: Connection,
+    /// The connection of those who await, opened when the first does.
+    pipelined: OnceLock<Pipelined>,
+    opening: Mutex<()>,
+    backlog: Arc<dyn Backlog>,
+    /// How further connections join the session.
+    hello: HelloRequest,
+    max_body: u32,
     control: Option<Control>,
     /// Where pools lie, for those who get no descriptors.
     pool_paths: Mutex<HashMap<u32, PathBuf>>,
@@ -89,10 +96,13 @@ impl Shared {
         request.session = greeting.session;
         let (own, releases) = (Arc::<OwnPages>::default(), Arc::<Releases>::default());
         let bell = Arc::<Bell>::default();
-        let backlog =
-            Late { own: Arc::clone(&own), releases: Arc::clone(&releases), bell: Arc::clone(&bell) };
+        let backlog: Arc<dyn Backlog> = Arc::new(Late {
+            own: Arc::clone(&own),
+            releases: Arc::clone(&releases),
+            bell: Arc::clone(&bell),
+        });
         let max_body = greeting.max_body.get();
-        let connection = Connection::new(stream, config.timeout, max_body, Box::new(backlog))?;
+        let connection = Connection::new(stream, config.timeout, max_body, Arc::clone(&backlog))?;
         let control = match &config.address {
             Address::Unix(path) => Some(Control::new(path.clone(), request, config.timeout)),
             Address::Tcp(_) => None,
@@ -102,6 +112,11 @@ impl Shared {
             instance: greeting.instance.get(),
             digest_key: greeting.digest_key,
             connection,
+            pipelined: OnceLock::new(),
+            opening: Mutex::default(),
+            backlog,
+            hello: request,
+            max_body,
             control,
             pool_paths: Mutex::default(),
             own,
@@ -115,6 +130,37 @@ impl Shared {
             bell,
             config,
         })
+    }
+
+    /// The connection of those who await.
+    pub(crate) fn pipelined(&self) -> Result<&Pipelined> {
+        if let Some(pipelined) = self.pipelined.get() {
+            return Ok(pipelined);
+        }
+        let _opening = lock(&self.opening);
+        if let Some(pipelined) = self.pipelined.get() {
+            return Ok(pipelined);
+        }
+        let stream = Stream::connect(&self.config.address)?;
+        hello(&stream, self.hello, self.config.timeout)?;
+        let backlog = Arc::clone(&self.backlog);
+        let pipelined = Pipelined::new(stream, self.config.timeout, self.max_body, backlog)?;
+        Ok(self.pipelined.get_or_init(|| pipelined))
+    }
+
+    /// Requests that were sent and wanted an answer.
+    pub(crate) fn rpcs(&self) -> u64 {
+        self.connection.rpcs() + self.pipelined.get().map_or(0, Pipelined::rpcs)
+    }
+
+    /// Writes that requests of those who await took.
+    pub(crate) fn async_writes(&self) -> u64 {
+        self.pipelined.get().map_or(0, Pipelined::writes)
+    }
+
+    /// Records of a type that fit one request.
+    pub(crate) fn records_per_frame<T>(&self) -> usize {
+        (self.max_body as usize / size_of::<T>()).max(1)
     }
 
     /// Refuses what a closed handler can't do.
@@ -152,7 +198,7 @@ impl Shared {
         let (record, file) = match &self.control {
             Some(control) => control.request_alloc(&request)?,
             None => {
-                let record = self.connection.call(&request)?;
+                let record = self.connection.answer_to(&request)?;
                 let file = self.open_by_path(&record, true)?;
                 (record, file)
             }
@@ -171,7 +217,7 @@ impl Shared {
     /// Gives a region back, as far as the server can be reached.
     pub(crate) fn return_region(&self, region_id: u32) {
         let request = ReturnAlloc(ReturnAllocRequest { region_id: region_id.into(), reserved: 0.into() });
-        if let Err(error) = self.connection.call(&request) {
+        if let Err(error) = self.connection.answer_to(&request) {
             tracing::debug!(region_id, %error, "could not give a region back");
         }
     }
@@ -198,7 +244,7 @@ impl Shared {
         let request = GetRegion(GetRegionRequest { region_id: region_id.into(), reserved: 0.into() });
         let described = match &self.control {
             Some(control) => control.get_region(&request),
-            None => self.connection.call(&request).and_then(|record| {
+            None => self.connection.answer_to(&request).and_then(|record| {
                 let file = self.open_by_path(&record, false)?;
                 Ok((record, file))
             }),
@@ -216,7 +262,7 @@ impl Shared {
         let mut known = HashSet::new();
         let mut after = 0;
         loop {
-            let regions = self.connection.call(&ListAllocations::after(AllocationFilter::All, after))?;
+            let regions = self.connection.answer_to(&ListAllocations::after(AllocationFilter::All, after))?;
             let Some(last) = regions.last() else { break };
             after = last.region_id.get();
             known.extend(regions.iter().map(|region| region.region_id.get()));
@@ -232,7 +278,7 @@ impl Shared {
         let folder = match known {
             Some(folder) => folder,
             None => {
-                let pools = self.connection.call(&ListPools([]))?;
+                let pools = self.connection.answer_to(&ListPools([]))?;
                 let paths = pools
                     .iter()
                     .filter_map(|pool| pool.path().map(|path| (pool.pool_id.get(), PathBuf::from(path))));

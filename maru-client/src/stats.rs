@@ -38,6 +38,8 @@ impl ServerStats {
 pub struct ClientStats {
     /// Requests that were sent and wanted an answer.
     pub rpcs: u64,
+    /// Writes to the socket that requests of those who await took: fewer than requests where many are made together.
+    pub async_writes: u64,
     /// Own regions.
     pub own_regions: usize,
     /// Pages of own regions.

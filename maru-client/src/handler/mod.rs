@@ -1,7 +1,9 @@
 //! One instance: its pages, its keys, and what it reads.
 
+mod aio;
 mod announcements;
 mod keys;
+mod operations;
 mod pages;
 
 use std::fmt;
@@ -17,9 +19,11 @@ use crate::rpc::request::{GetStats, GetUsage, ListAllocations, ListPools};
 use crate::shared::Shared;
 use crate::stats::{ClientStats, ServerStats};
 
+pub use aio::Pending;
 pub(crate) use announcements::Announcements;
 pub use announcements::RegionAdded;
 pub use keys::{Deleted, Pinned, Stored, Unpinned};
+pub use operations::StoredEach;
 
 /// A connection of one instance to a server. Clones are the same instance; any thread may use any of them.
 #[derive(Clone)]
@@ -79,7 +83,7 @@ impl MaruHandler {
     /// Those of any request: [`Error::Timeout`], [`Error::ConnectionLost`], [`Error::Closed`].
     pub fn stats(&self) -> Result<ServerStats> {
         self.shared.check_open()?;
-        self.shared.connection.call(&GetStats([])).map(ServerStats::new)
+        self.shared.connection.answer_to(&GetStats([])).map(ServerStats::new)
     }
 
     /// What each instance uses.
@@ -91,7 +95,7 @@ impl MaruHandler {
         paged(|last: Option<&UsageRecord>| {
             let after = last.map_or(0, |usage| usage.instance.get());
             let request = UsageRequest { after: after.into(), reserved: 0.into() };
-            self.shared.connection.call(&GetUsage(request))
+            self.shared.connection.answer_to(&GetUsage(request))
         })
     }
 
@@ -103,7 +107,7 @@ impl MaruHandler {
         self.shared.check_open()?;
         paged(|last: Option<&RegionRecord>| {
             let after = last.map_or(0, |region| region.region_id.get());
-            self.shared.connection.call(&ListAllocations::after(AllocationFilter::All, after))
+            self.shared.connection.answer_to(&ListAllocations::after(AllocationFilter::All, after))
         })
     }
 
@@ -113,14 +117,15 @@ impl MaruHandler {
     /// Those of any request.
     pub fn pools(&self) -> Result<Vec<PoolRecord>> {
         self.shared.check_open()?;
-        self.shared.connection.call(&ListPools([]))
+        self.shared.connection.answer_to(&ListPools([]))
     }
 
     /// The handler's own figures.
     pub fn client_stats(&self) -> ClientStats {
         let counts = self.shared.own.counts();
         ClientStats {
-            rpcs: self.shared.connection.rpcs(),
+            rpcs: self.shared.rpcs(),
+            async_writes: self.shared.async_writes(),
             own_regions: counts.regions,
             pages: counts.pages,
             free_pages: counts.free,

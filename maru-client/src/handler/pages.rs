@@ -22,16 +22,21 @@ impl MaruHandler {
     /// [`Error::PageTooLarge`], [`Error::PoolExhausted`] when none of this helps; it never waits for others to free
     /// something. [`Error::Refused`] when there is no room even for a first region. Those of any request.
     pub fn alloc(&self, length: usize) -> Result<PageMut> {
+        match self.alloc_free(length)? {
+            Some(page) => Ok(page),
+            None => Ok(PageMut::new(Arc::clone(&self.shared), self.more_pages()?, length)),
+        }
+    }
+
+    /// A page that is free already.
+    pub(super) fn alloc_free(&self, length: usize) -> Result<Option<PageMut>> {
         self.shared.check_open()?;
         let page_size = self.page_size();
         if length > page_size {
             return Err(Error::PageTooLarge { requested: length, page_size });
         }
-        let claim = match self.shared.own.take() {
-            Some(claim) => claim,
-            None => self.more_pages()?,
-        };
-        Ok(PageMut::new(Arc::clone(&self.shared), claim, length))
+        let claim = self.shared.own.take();
+        Ok(claim.map(|claim| PageMut::new(Arc::clone(&self.shared), claim, length)))
     }
 
     fn more_pages(&self) -> Result<crate::memory::Claim> {
@@ -61,7 +66,7 @@ impl MaruHandler {
 
     fn reclaim(&self, evict: bool) -> Result<Option<crate::memory::Claim>> {
         let request = ReclaimRequest { want: RECLAIM.into(), region_id: 0.into() };
-        let pages = self.shared.connection.call(&Reclaim { request, evict })?;
+        let pages = self.shared.connection.answer_to(&Reclaim { request, evict })?;
         Ok(if pages.is_empty() { None } else { self.shared.own.reclaim_and_take(&pages) })
     }
 

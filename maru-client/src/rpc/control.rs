@@ -10,13 +10,13 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use maru_proto::{
-    ConnectionKind, Flags, Frame, FrameStatus, Head, Header, HelloRequest, HelloResponse, Opcode,
-    RegionRecord, Step, VersionRange, decode, encode,
+    ConnectionKind, Flags, Frame, Head, Header, HelloRequest, HelloResponse, Opcode, RegionRecord, Step,
+    decode, encode,
 };
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::request::{GetRegion, Hello, Request, RequestAlloc};
+use super::request::{GetRegion, Hello, Request, RequestAlloc, decode_answer};
 use super::stream::Stream;
 use crate::config::Address;
 use crate::error::{Error, ProtocolError, Result};
@@ -169,11 +169,5 @@ fn answer<R: Request>(request: &R, frame: &Frame<'_>) -> Result<R::Response> {
     if !frame.flags().contains(Flags::RESPONSE) {
         return Err(ProtocolError::NotAResponse.into());
     }
-    match frame.status() {
-        FrameStatus::Ok => Ok(request.decode(frame)?),
-        FrameStatus::UnsupportedVersion => Err(Error::UnsupportedVersion {
-            server: *frame.record::<VersionRange>().map_err(ProtocolError::from)?,
-        }),
-        status => Err(Error::Refused { operation: request.opcode(), status }),
-    }
+    decode_answer(request, frame)
 }

@@ -2,10 +2,39 @@
 
 mod blocking;
 mod control;
+mod input;
+mod output;
+mod pipelined;
 pub(crate) mod request;
 mod slots;
 mod stream;
 
-pub(crate) use blocking::{Backlog, Connection};
+use std::future::Future;
+
+use maru_proto::KeyDigest;
+
+use crate::error::Result;
+use crate::page::PageLocation;
+
+pub(crate) use blocking::Connection;
 pub(crate) use control::{Control, hello};
+pub(crate) use pipelined::Pipelined;
+pub(crate) use request::Request;
 pub(crate) use stream::Stream;
+
+/// A way to have a request answered. The blocking connection answers at the first poll, so one piece of code serves
+/// callers that block and callers that await.
+pub(crate) trait Transport: Sync {
+    /// Sends a request and waits for its answer.
+    fn call<R: Request + Sync>(&self, request: &R) -> impl Future<Output = Result<R::Response>> + Send;
+}
+
+/// Where late answers go, and where pins that guards gave up come from.
+pub(crate) trait Backlog: Send + Sync {
+    /// Hands over the pins to be released by the way.
+    fn releases(&self, send: &mut dyn FnMut(&[KeyDigest]));
+    /// Pins that were taken for nobody.
+    fn unpin(&self, digests: Vec<KeyDigest>);
+    /// Pages of which it is known now whether they are stored.
+    fn settle(&self, pages: Vec<(PageLocation, bool)>);
+}

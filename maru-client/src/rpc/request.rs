@@ -2,23 +2,24 @@
 //! answer any more. Whoever adds an operation adds it here, and every kind of connection can carry it.
 
 use maru_proto::{
-    AllocationFilter, Flags, Frame, GetRegionRequest, HeartbeatRecord, HelloRequest, HelloResponse,
-    KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PoolRecord, ReclaimRequest,
-    RecordStatus, RegionRecord, RegisterRecord, RequestAllocRequest, ReturnAllocRequest, StatRecord,
-    UsageRecord, UsageRequest, statuses,
+    AllocationFilter, Flags, Frame, FrameStatus, GetRegionRequest, HeartbeatRecord, HelloRequest,
+    HelloResponse, KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PoolRecord,
+    ReclaimRequest, RecordStatus, RegionRecord, RegisterRecord, RequestAllocRequest, ReturnAllocRequest,
+    StatRecord, UsageRecord, UsageRequest, VersionRange, statuses,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::error::ProtocolError;
+use super::Backlog;
+use crate::error::{Error, ProtocolError, Result};
 use crate::page::PageLocation;
 
 /// What came of decoding a body.
-pub(crate) type Decoded<T> = Result<T, ProtocolError>;
+pub(crate) type Decoded<T> = std::result::Result<T, ProtocolError>;
 
 /// A request and its answer.
 pub(crate) trait Request {
     /// What the answer is decoded to.
-    type Response;
+    type Response: Send;
 
     /// The operation.
     fn opcode(&self) -> Opcode;
@@ -49,6 +50,53 @@ pub(crate) enum Undo {
     Unpin(Vec<KeyDigest>),
     /// Take note which of the pages are stored; the others are free again.
     Settle(Vec<PageLocation>),
+}
+
+impl Undo {
+    /// The answer has come, and nobody waits for it.
+    pub(super) fn after(self, frame: &Frame<'_>, backlog: &dyn Backlog) {
+        match self {
+            Undo::Nothing => {}
+            Undo::Unpin(digests) => {
+                let locations = frame.records::<LocationRecord>().unwrap_or_default();
+                let pinned = digests.into_iter().zip(locations);
+                let pinned =
+                    pinned.filter(|(_, location)| location.record_status() == Some(RecordStatus::Ok));
+                backlog.unpin(pinned.map(|(digest, _)| digest).collect());
+            }
+            Undo::Settle(pages) => {
+                let stored = if frame.status() == FrameStatus::Ok {
+                    statuses(frame.body(), pages.len())
+                        .map(|statuses| statuses.map(|status| status == RecordStatus::Ok).collect::<Vec<_>>())
+                } else {
+                    Some(vec![false; pages.len()])
+                };
+                // Pages of an answer that makes no sense stay in doubt, and are never used again.
+                if let Some(stored) = stored {
+                    backlog.settle(pages.into_iter().zip(stored).collect());
+                }
+            }
+        }
+    }
+
+    /// The request was never sent.
+    pub(super) fn unsent(self, backlog: &dyn Backlog) {
+        if let Undo::Settle(pages) = self {
+            backlog.settle(pages.into_iter().map(|page| (page, false)).collect());
+        }
+    }
+}
+
+/// The answer to a request, or what the server refused it with.
+pub(super) fn decode_answer<R: Request>(request: &R, frame: &Frame<'_>) -> Result<R::Response> {
+    match frame.status() {
+        FrameStatus::Ok => Ok(request.decode(frame)?),
+        FrameStatus::UnsupportedVersion => {
+            let server = frame.record::<VersionRange>().map_err(ProtocolError::from)?;
+            Err(Error::UnsupportedVersion { server: *server })
+        }
+        status => Err(Error::Refused { operation: request.opcode(), status }),
+    }
 }
 
 macro_rules! plain_requests {

@@ -1,8 +1,7 @@
 //! Requests that wait for their answers, by the id that the answer will carry.
 
-use std::thread::Thread;
-
-use maru_proto::Opcode;
+use maru_proto::{Frame, Header, Opcode};
+use zerocopy::IntoBytes;
 
 use super::request::Undo;
 
@@ -11,16 +10,16 @@ const SLOTS: usize = 1 << 16;
 
 /// What a slot is for.
 #[derive(Debug)]
-enum Slot {
+enum Slot<W> {
     Free,
-    /// A thread waits.
+    /// Somebody waits.
     Waiting {
         opcode: Opcode,
-        thread: Thread,
+        waiter: W,
     },
-    /// The answer is here, a whole frame, and its thread has not taken it yet.
+    /// The answer is here, a whole frame, and its waiter has not taken it yet.
     Answered(Vec<u8>),
-    /// The thread gave up.
+    /// The waiter gave up.
     Abandoned {
         opcode: Opcode,
         undo: Undo,
@@ -40,9 +39,9 @@ impl RequestId {
 
 /// Whom an answer is for.
 #[derive(Debug)]
-pub(super) enum Recipient {
-    /// A thread that waits.
-    Waiting(Thread),
+pub(super) enum Recipient<W> {
+    /// Somebody who waits, and finds the answer in the slot.
+    Waiting(W),
     /// Nobody any more, but something is to be undone.
     Abandoned(Undo),
     /// The frame answers nothing that was asked.
@@ -51,17 +50,23 @@ pub(super) enum Recipient {
     WrongOperation(Opcode),
 }
 
-/// All slots of a connection.
-#[derive(Debug, Default)]
-pub(super) struct Slots {
-    slots: Vec<(u16, Slot)>,
+/// All slots of a connection. `W` is how a waiter is told that it has to look.
+#[derive(Debug)]
+pub(super) struct Slots<W> {
+    slots: Vec<(u16, Slot<W>)>,
     free: Vec<u16>,
     abandoned: usize,
 }
 
-impl Slots {
-    /// A slot for a request of the calling thread; `None` when all are taken.
-    pub(super) fn enlist(&mut self, opcode: Opcode) -> Option<RequestId> {
+impl<W> Default for Slots<W> {
+    fn default() -> Slots<W> {
+        Slots { slots: Vec::new(), free: Vec::new(), abandoned: 0 }
+    }
+}
+
+impl<W: Clone> Slots<W> {
+    /// A slot for a request; `None` when all are taken.
+    pub(super) fn enlist(&mut self, opcode: Opcode, waiter: W) -> Option<RequestId> {
         let index = match self.free.pop() {
             Some(index) => usize::from(index),
             None if self.slots.len() < SLOTS => {
@@ -71,7 +76,7 @@ impl Slots {
             None => return None,
         };
         let (generation, slot) = &mut self.slots[index];
-        *slot = Slot::Waiting { opcode, thread: std::thread::current() };
+        *slot = Slot::Waiting { opcode, waiter };
         let index = u32::try_from(index).expect("there are at most 2^16 slots");
         Some(RequestId(u32::from(*generation) << 16 | index))
     }
@@ -84,12 +89,12 @@ impl Slots {
         }
     }
 
-    /// The answer to a request that the calling thread waits for has come and is being looked at.
+    /// The answer to a request has come and is being looked at by its waiter.
     pub(super) fn finish(&mut self, id: RequestId) {
         self.free_if(id, |_| true);
     }
 
-    /// The calling thread waits no longer. `false` when the answer has come meanwhile.
+    /// The waiter waits no longer. `false` when the answer has come meanwhile.
     pub(super) fn abandon(&mut self, id: RequestId, undo: Undo) -> bool {
         let (_, slot) = &mut self.slots[id.index()];
         let Slot::Waiting { opcode, .. } = slot else {
@@ -100,8 +105,8 @@ impl Slots {
         true
     }
 
-    /// Whom a frame that came is for; it is kept for a thread that waits.
-    pub(super) fn deliver(&mut self, id: RequestId, opcode: u8, frame: &[u8]) -> Recipient {
+    /// Whom a frame that came is for; it is kept for a waiter.
+    pub(super) fn deliver(&mut self, id: RequestId, frame: &Frame<'_>) -> Recipient<W> {
         let Some((generation, slot)) = self.slots.get_mut(id.index()) else {
             return Recipient::Unknown;
         };
@@ -110,14 +115,17 @@ impl Slots {
         }
         match slot {
             Slot::Waiting { opcode: asked, .. } | Slot::Abandoned { opcode: asked, .. }
-                if *asked as u8 != opcode =>
+                if *asked as u8 != frame.header().opcode =>
             {
                 Recipient::WrongOperation(*asked)
             }
-            Slot::Waiting { thread, .. } => {
-                let thread = thread.clone();
-                *slot = Slot::Answered(frame.to_vec());
-                Recipient::Waiting(thread)
+            Slot::Waiting { waiter, .. } => {
+                let waiter = waiter.clone();
+                let mut whole = Vec::with_capacity(Header::SIZE + frame.body().len());
+                whole.extend_from_slice(frame.header().as_bytes());
+                whole.extend_from_slice(frame.body());
+                *slot = Slot::Answered(whole);
+                Recipient::Waiting(waiter)
             }
             Slot::Abandoned { .. } => {
                 self.abandoned -= 1;
@@ -130,20 +138,30 @@ impl Slots {
         }
     }
 
-    /// Some thread that waits, to be told that it may read.
-    pub(super) fn any_waiting(&self) -> Option<&Thread> {
-        self.slots.iter().find_map(|(_, slot)| match slot {
-            Slot::Waiting { thread, .. } => Some(thread),
+    /// Some waiter, to be told that it may read.
+    pub(super) fn any_waiting(&self) -> Option<&W> {
+        self.all_waiting().next()
+    }
+
+    /// All waiters, to be told that the connection is gone.
+    pub(super) fn all_waiting(&self) -> impl Iterator<Item = &W> {
+        self.slots.iter().filter_map(|(_, slot)| match slot {
+            Slot::Waiting { waiter, .. } => Some(waiter),
             _ => None,
         })
     }
 
-    /// All threads that wait, to be told that the connection is gone.
-    pub(super) fn all_waiting(&self) -> impl Iterator<Item = &Thread> {
-        self.slots.iter().filter_map(|(_, slot)| match slot {
-            Slot::Waiting { thread, .. } => Some(thread),
+    /// How the waiter of a request is told, to be changed; `None` when its answer is here.
+    pub(super) fn waiter(&mut self, id: RequestId) -> Option<&mut W> {
+        match &mut self.slots[id.index()].1 {
+            Slot::Waiting { waiter, .. } => Some(waiter),
             _ => None,
-        })
+        }
+    }
+
+    /// Slots that are in use.
+    pub(super) fn in_use(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 
     /// Requests whose answers nobody waits for.
@@ -151,7 +169,7 @@ impl Slots {
         self.abandoned
     }
 
-    fn free_if(&mut self, id: RequestId, condition: impl FnOnce(&Slot) -> bool) -> Option<Slot> {
+    fn free_if(&mut self, id: RequestId, condition: impl FnOnce(&Slot<W>) -> bool) -> Option<Slot<W>> {
         let (generation, slot) = &mut self.slots[id.index()];
         if !condition(slot) {
             return None;
@@ -164,53 +182,66 @@ impl Slots {
 
 #[cfg(test)]
 mod tests {
+    use maru_proto::{Flags, Head, Step, decode, encode};
+
     use super::*;
 
-    const EXISTS: u8 = Opcode::ExistsKv as u8;
+    /// Answers some operation as the server would, and hands it to the slots.
+    fn deliver(slots: &mut Slots<()>, id: RequestId, opcode: Opcode) -> Recipient<()> {
+        let mut bytes = [0; Header::SIZE];
+        encode(&mut bytes, Head::request(opcode, Flags::RESPONSE, id.0), &[0u8; 0]).unwrap();
+        match decode(&bytes, 0) {
+            Ok(Step::Frame { frame, .. }) => slots.deliver(id, &frame),
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn an_answer_after_the_slot_was_used_again_reaches_nobody() {
-        let mut slots = Slots::default();
-        let first = slots.enlist(Opcode::ExistsKv).unwrap();
+        let mut slots = Slots::<()>::default();
+        let first = slots.enlist(Opcode::ExistsKv, ()).unwrap();
         slots.finish(first);
-        let second = slots.enlist(Opcode::ExistsKv).unwrap();
+        let second = slots.enlist(Opcode::ExistsKv, ()).unwrap();
         assert_ne!(first, second);
-        assert!(matches!(slots.deliver(first, EXISTS, b"late"), Recipient::Unknown));
-        assert!(matches!(slots.deliver(second, EXISTS, b"right"), Recipient::Waiting(_)));
-        assert_eq!(slots.take_answer(second).as_deref(), Some(&b"right"[..]));
+        assert!(matches!(deliver(&mut slots, first, Opcode::ExistsKv), Recipient::Unknown));
+        assert!(matches!(deliver(&mut slots, second, Opcode::ExistsKv), Recipient::Waiting(_)));
+        assert!(slots.take_answer(second).is_some());
     }
 
     #[test]
     fn an_abandoned_request_is_undone_once() {
-        let mut slots = Slots::default();
-        let id = slots.enlist(Opcode::ExistsKv).unwrap();
+        let mut slots = Slots::<()>::default();
+        let id = slots.enlist(Opcode::ExistsKv, ()).unwrap();
         assert!(slots.abandon(id, Undo::Unpin(Vec::new())));
         assert_eq!(slots.abandoned(), 1);
-        assert!(matches!(slots.deliver(id, EXISTS, b"late"), Recipient::Abandoned(Undo::Unpin(_))));
-        assert!(matches!(slots.deliver(id, EXISTS, b"again"), Recipient::Unknown));
+        assert!(matches!(deliver(&mut slots, id, Opcode::ExistsKv), Recipient::Abandoned(Undo::Unpin(_))));
+        assert!(matches!(deliver(&mut slots, id, Opcode::ExistsKv), Recipient::Unknown));
         assert_eq!(slots.abandoned(), 0);
     }
 
     #[test]
     fn an_answer_that_came_first_is_not_abandoned() {
-        let mut slots = Slots::default();
-        let id = slots.enlist(Opcode::ExistsKv).unwrap();
-        slots.deliver(id, EXISTS, b"answer");
+        let mut slots = Slots::<()>::default();
+        let id = slots.enlist(Opcode::ExistsKv, ()).unwrap();
+        deliver(&mut slots, id, Opcode::ExistsKv);
         assert!(!slots.abandon(id, Undo::Nothing));
         assert!(slots.take_answer(id).is_some());
     }
 
     #[test]
     fn an_answer_to_another_operation_is_noticed() {
-        let mut slots = Slots::default();
-        let id = slots.enlist(Opcode::PinKv).unwrap();
-        assert!(matches!(slots.deliver(id, EXISTS, b""), Recipient::WrongOperation(Opcode::PinKv)));
+        let mut slots = Slots::<()>::default();
+        let id = slots.enlist(Opcode::PinKv, ()).unwrap();
+        assert!(matches!(
+            deliver(&mut slots, id, Opcode::ExistsKv),
+            Recipient::WrongOperation(Opcode::PinKv)
+        ));
     }
 
     #[test]
     fn slots_are_bounded() {
-        let mut slots = Slots::default();
-        assert!((0..SLOTS).all(|_| slots.enlist(Opcode::ExistsKv).is_some()));
-        assert!(slots.enlist(Opcode::ExistsKv).is_none());
+        let mut slots = Slots::<()>::default();
+        assert!((0..SLOTS).all(|_| slots.enlist(Opcode::ExistsKv, ()).is_some()));
+        assert!(slots.enlist(Opcode::ExistsKv, ()).is_none());
     }
 }

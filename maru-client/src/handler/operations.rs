@@ -1,0 +1,234 @@
+//! What the operations on keys do, once for callers that block and callers that await.
+
+use std::sync::Arc;
+
+use maru_proto::{KeyDigest, LocationRecord, RecordStatus, RegisterRecord};
+
+use super::{Deleted, Pinned, Stored, Unpinned};
+use crate::error::{Error, Result};
+use crate::explicit::Unpin;
+use crate::guard::{ChunkRef, FoundChunk, Prefix};
+use crate::page::{PageLocation, PageMut};
+use crate::rpc::Transport;
+use crate::rpc::request::{Lookup, LookupKind, OnEach, Register, Verb};
+use crate::shared::Shared;
+
+/// What became of each chunk of a batch.
+pub type StoredEach = Vec<Result<Stored, RecordStatus>>;
+
+/// The operations of a handler over one of its connections.
+pub(super) struct Operations<'a, T> {
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) transport: &'a T,
+}
+
+impl<T: Transport> Operations<'_, T> {
+    pub(super) async fn store(&self, digests: &[KeyDigest], pages: Vec<PageMut>) -> Result<StoredEach> {
+        let mut outcomes = Vec::with_capacity(digests.len());
+        let mut pages = pages.into_iter();
+        for digests in digests.chunks(self.shared.records_per_frame::<RegisterRecord>()) {
+            let pages = pages.by_ref().take(digests.len()).collect::<Vec<_>>();
+            self.register(digests, pages, &mut outcomes).await?;
+        }
+        Ok(outcomes)
+    }
+
+    async fn register(
+        &self,
+        digests: &[KeyDigest],
+        pages: Vec<PageMut>,
+        outcomes: &mut StoredEach,
+    ) -> Result<()> {
+        let record = |(digest, page): (&KeyDigest, &PageMut)| RegisterRecord {
+            digest: *digest,
+            region_id: page.region_id().into(),
+            length: u32::try_from(page.len()).expect("a page has less than 4 GiB").into(),
+            offset: page.offset().into(),
+        };
+        let records = digests.iter().zip(&pages).map(record).collect::<Vec<_>>();
+        let locations: Vec<PageLocation> =
+            pages.into_iter().map(|page| page.into_location().location).collect();
+        self.shared.own.submit(&locations)?;
+        let request = Register { records: &records, pages: &locations };
+        let statuses = match self.transport.call(&request).await {
+            Ok(statuses) => statuses,
+            Err(error) => {
+                // The server said no to all of it; otherwise it is not known, and the pages stay in doubt.
+                if matches!(error, Error::Refused { .. }) {
+                    self.shared.own.settle(locations.into_iter().map(|page| (page, false)));
+                }
+                return Err(error);
+            }
+        };
+        let stored = statuses.iter().map(|status| *status == RecordStatus::Ok);
+        self.shared.own.settle(locations.into_iter().zip(stored));
+        outcomes.extend(statuses.into_iter().map(|status| match status {
+            RecordStatus::Ok => Ok(Stored::Stored),
+            RecordStatus::Exists => Ok(Stored::AlreadyExists),
+            other => Err(other),
+        }));
+        Ok(())
+    }
+
+    pub(super) async fn acquire(&self, digests: &[KeyDigest]) -> Result<Prefix> {
+        // What was found so far is released where an error or a dropped future ends this.
+        let mut found = Found::new(self.shared, digests.len());
+        for digests in digests.chunks(self.shared.records_per_frame::<KeyDigest>()) {
+            let request = Lookup { digests, kind: LookupKind::AcquirePrefix };
+            let locations = self.transport.call(&request).await?;
+            let pinned = locations.iter().take_while(|location| is_ok(location)).count();
+            for (n, (digest, location)) in digests.iter().zip(&locations).take(pinned).enumerate() {
+                match self.shared.find(*digest, location, false) {
+                    Ok(Some(chunk)) => found.chunks.push(chunk),
+                    missing => {
+                        // Neither this chunk nor what lies behind it can be read.
+                        self.shared.release(digests[n..pinned].iter().copied());
+                        missing?;
+                        return Ok(found.into_prefix());
+                    }
+                }
+            }
+            if pinned < digests.len() {
+                break;
+            }
+        }
+        Ok(found.into_prefix())
+    }
+
+    pub(super) async fn retrieve(&self, digests: &[KeyDigest]) -> Result<Vec<Option<ChunkRef>>> {
+        let mut chunks = Vec::with_capacity(digests.len());
+        let mut asked = Vec::new();
+        for (n, digest) in digests.iter().enumerate() {
+            let leaning = self.shared.explicit.lean(*digest);
+            chunks.push(match leaning {
+                Some(location) => self.guard(*digest, &location, true)?,
+                None => None,
+            });
+            if leaning.is_none() {
+                asked.push((n, *digest));
+            }
+        }
+        for asked in asked.chunks(self.shared.records_per_frame::<KeyDigest>()) {
+            let digests = asked.iter().map(|(_, digest)| *digest).collect::<Vec<_>>();
+            let request = Lookup { digests: &digests, kind: LookupKind::AcquireEach };
+            let locations = self.transport.call(&request).await?;
+            let mut pinned = asked.iter().zip(&locations).filter(|(_, location)| is_ok(location));
+            while let Some(((n, digest), location)) = pinned.next() {
+                match self.guard(*digest, location, false) {
+                    Ok(guard) => chunks[*n] = guard,
+                    Err(error) => {
+                        self.shared.release(pinned.map(|((_, digest), _)| *digest));
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(chunks)
+    }
+
+    /// A guard of a chunk that is pinned; where it can't be mapped the pin is released.
+    fn guard(&self, digest: KeyDigest, location: &LocationRecord, leans: bool) -> Result<Option<ChunkRef>> {
+        match self.shared.find(digest, location, leans) {
+            Ok(Some(chunk)) => Ok(Some(ChunkRef::single(Arc::clone(self.shared), chunk))),
+            missing => {
+                if leans {
+                    let pins = self.shared.explicit.straighten(digest);
+                    self.shared.release((0..pins).map(|_| digest));
+                } else {
+                    self.shared.release(std::iter::once(digest));
+                }
+                missing.map(|_| None)
+            }
+        }
+    }
+
+    pub(super) async fn exists(&self, digests: &[KeyDigest]) -> Result<Vec<bool>> {
+        let statuses = self.on_each(digests, Verb::Exists).await?;
+        Ok(statuses.into_iter().map(|status| status == RecordStatus::Ok).collect())
+    }
+
+    pub(super) async fn pin(&self, digests: &[KeyDigest]) -> Result<Vec<Pinned>> {
+        let mut outcomes = Vec::with_capacity(digests.len());
+        for digests in digests.chunks(self.shared.records_per_frame::<KeyDigest>()) {
+            let request = Lookup { digests, kind: LookupKind::Pin };
+            let locations = self.transport.call(&request).await?;
+            for (digest, location) in digests.iter().zip(&locations) {
+                outcomes.push(match location.record_status() {
+                    Some(RecordStatus::Ok) => {
+                        self.shared.explicit.add(*digest, *location);
+                        Pinned::Pinned
+                    }
+                    Some(RecordStatus::PinLimit) => Pinned::PinLimit,
+                    Some(RecordStatus::Skipped) => Pinned::Skipped,
+                    _ => Pinned::NotFound,
+                });
+            }
+            if outcomes.last() != Some(&Pinned::Pinned) {
+                break;
+            }
+        }
+        outcomes.resize(digests.len(), Pinned::Skipped);
+        Ok(outcomes)
+    }
+
+    pub(super) async fn unpin(&self, digests: &[KeyDigest]) -> Result<Vec<Unpinned>> {
+        let plans = digests.iter().map(|digest| self.shared.explicit.unpin(*digest)).collect::<Vec<_>>();
+        let released = digests.iter().zip(&plans).filter(|(_, plan)| **plan == Unpin::Release);
+        let released = released.map(|(digest, _)| *digest).collect::<Vec<_>>();
+        let mut statuses = self.on_each(&released, Verb::Unpin).await?.into_iter();
+        let outcomes = plans.into_iter().map(|plan| match plan {
+            Unpin::NotPinned => Unpinned::NotPinned,
+            Unpin::Deferred => Unpinned::Unpinned,
+            Unpin::Release => match statuses.next() {
+                Some(RecordStatus::Ok) => Unpinned::Unpinned,
+                Some(RecordStatus::NotPinned) => Unpinned::NotPinned,
+                _ => Unpinned::NotFound,
+            },
+        });
+        Ok(outcomes.collect())
+    }
+
+    pub(super) async fn delete(&self, digests: &[KeyDigest]) -> Result<Vec<Deleted>> {
+        let statuses = self.on_each(digests, Verb::Delete).await?;
+        let outcomes = statuses.into_iter().map(|status| match status {
+            RecordStatus::Ok => Deleted::Deleted,
+            RecordStatus::Pinned => Deleted::Pinned,
+            _ => Deleted::NotFound,
+        });
+        Ok(outcomes.collect())
+    }
+
+    async fn on_each(&self, digests: &[KeyDigest], verb: Verb) -> Result<Vec<RecordStatus>> {
+        let mut statuses = Vec::with_capacity(digests.len());
+        for digests in digests.chunks(self.shared.records_per_frame::<KeyDigest>()) {
+            statuses.extend(self.transport.call(&OnEach { digests, verb }).await?);
+        }
+        Ok(statuses)
+    }
+}
+
+fn is_ok(location: &LocationRecord) -> bool {
+    location.record_status() == Some(RecordStatus::Ok)
+}
+
+/// Chunks on their way into a prefix, released if they do not get there.
+struct Found<'a> {
+    shared: &'a Arc<Shared>,
+    chunks: Vec<FoundChunk>,
+}
+
+impl<'a> Found<'a> {
+    fn new(shared: &'a Arc<Shared>, most: usize) -> Found<'a> {
+        Found { shared, chunks: Vec::with_capacity(most.min(1024)) }
+    }
+
+    fn into_prefix(mut self) -> Prefix {
+        Prefix::new(Arc::clone(self.shared), std::mem::take(&mut self.chunks))
+    }
+}
+
+impl Drop for Found<'_> {
+    fn drop(&mut self) {
+        self.shared.release(self.chunks.iter().map(|chunk| chunk.digest));
+    }
+}
