@@ -81,7 +81,7 @@ pub struct Options {
 
     /// How long the ring driver looks for the next request before it sleeps, while requests follow each other within
     /// this time. A longer time answers sooner and uses more of a core; an idle server uses none either way.
-    #[arg(long, value_name = "TIME", default_value = "50us", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "100us", value_parser = humantime::parse_duration)]
     pub spin: Duration,
 
     /// Let any instance stop the server by the operation SHUTDOWN.
