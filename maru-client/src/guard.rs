@@ -6,8 +6,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-use maru_proto::KeyDigest;
+use maru_proto::{KeyDigest, LocationRecord};
 
+use crate::error::Result;
 use crate::memory::Region;
 use crate::shared::Shared;
 
@@ -31,74 +32,97 @@ struct Chunk {
     guards: AtomicU32,
 }
 
-// SAFETY: a chunk's bytes are in a mapping that the group keeps, and nobody writes into them while the pin lasts, which is
-// until the last guard is dropped; so any thread may read them, and any may be the one that drops the guard.
-unsafe impl Send for PinGroup {}
-// SAFETY: as above; everything else in the group is shared between threads by its own type.
-unsafe impl Sync for PinGroup {}
+// SAFETY: a chunk's bytes are in a mapping that whoever has the chunk keeps (a group, or what becomes one), and nobody writes
+// into them while the pin lasts, which is until the last guard is dropped; so any thread may read them, and any may be the
+// one that drops the guard.
+unsafe impl Send for Chunk {}
+// SAFETY: as above; the count of guards is atomic, and everything else is never changed.
+unsafe impl Sync for Chunk {}
 
-/// A chunk that was found and pinned, on its way into a group.
-pub(crate) struct FoundChunk {
-    pub(crate) digest: KeyDigest,
-    pub(crate) region: Arc<Region>,
-    pub(crate) offset: usize,
-    pub(crate) length: usize,
-    pub(crate) leans: bool,
+/// Chunks that were found and pinned, on their way into a group; their pins are released if they do not get there.
+pub(crate) struct Found<'a> {
+    shared: &'a Arc<Shared>,
+    chunks: Vec<Chunk>,
+    regions: Vec<Arc<Region>>,
+}
+
+impl<'a> Found<'a> {
+    /// Room for some chunks.
+    pub(crate) fn new(shared: &'a Arc<Shared>, chunks: usize) -> Found<'a> {
+        Found { shared, chunks: Vec::with_capacity(chunks.min(1024)), regions: Vec::new() }
+    }
+
+    /// Adds a chunk that the server has pinned, or that leans on an explicit pin. `false` when its region is gone.
+    ///
+    /// # Errors
+    /// [`Error::Map`](crate::Error::Map) and those of any request. Nothing is added then, and the pin is the caller's to
+    /// release.
+    pub(crate) fn add(&mut self, digest: KeyDigest, location: &LocationRecord, leans: bool) -> Result<bool> {
+        let region_id = location.region_id.get();
+        // Chunks of one prefix lie in few regions, mostly in the one seen last.
+        if self.regions.last().is_none_or(|region| region.id() != region_id) {
+            let Some(region) = self.shared.region(region_id)? else {
+                return Ok(false);
+            };
+            self.regions.push(region);
+        }
+        let region = self.regions.last().expect("a region was pushed if there was none");
+        let (offset, length) = region.range(location.offset.get(), location.length.get())?;
+        self.chunks.push(Chunk {
+            digest,
+            start: NonNull::new(region.at(offset)).expect("a mapping is not at address 0"),
+            length,
+            region_id,
+            page_index: region.page_of(offset),
+            leans,
+            guards: AtomicU32::new(1),
+        });
+        Ok(true)
+    }
+
+    /// The guards of what was found.
+    pub(crate) fn into_prefix(mut self) -> Prefix {
+        let group = PinGroup {
+            shared: Arc::clone(self.shared),
+            chunks: std::mem::take(&mut self.chunks).into(),
+            _regions: std::mem::take(&mut self.regions).into(),
+        };
+        Prefix { group: Arc::new(group), taken: 0 }
+    }
+}
+
+impl Drop for Found<'_> {
+    fn drop(&mut self) {
+        release(self.shared, &self.chunks);
+    }
+}
+
+/// Lets go of one guard of each chunk, and of the pins of those that have none left.
+fn release(shared: &Shared, chunks: &[Chunk]) {
+    let mut leaning = Vec::new();
+    let released = chunks.iter().filter(|chunk| {
+        let last = chunk.guards.fetch_sub(1, Ordering::Release) == 1;
+        if last {
+            // Whatever other threads read through their guards, they read before the page can be written again.
+            fence(Ordering::Acquire);
+            if chunk.leans {
+                leaning.push(chunk.digest);
+            }
+        }
+        last && !chunk.leans
+    });
+    shared.release(released.map(|chunk| chunk.digest));
+    for digest in leaning {
+        shared.straighten(digest);
+    }
 }
 
 impl PinGroup {
-    fn new(shared: Arc<Shared>, found: Vec<FoundChunk>) -> Arc<PinGroup> {
-        let mut regions: Vec<Arc<Region>> = Vec::new();
-        let chunks = found
-            .into_iter()
-            .map(|found| {
-                let start =
-                    NonNull::new(found.region.at(found.offset)).expect("a mapping is not at address 0");
-                let chunk = Chunk {
-                    digest: found.digest,
-                    start,
-                    length: found.length,
-                    region_id: found.region.id(),
-                    page_index: found.region.page_of(found.offset),
-                    leans: found.leans,
-                    guards: AtomicU32::new(1),
-                };
-                // Chunks of one prefix lie in few regions, mostly in the one seen last.
-                if !regions.iter().rev().any(|region| Arc::ptr_eq(region, &found.region)) {
-                    regions.push(found.region);
-                }
-                chunk
-            })
-            .collect();
-        Arc::new(PinGroup { shared, chunks, _regions: regions.into() })
-    }
-
     fn bytes(&self, index: usize) -> &[u8] {
         let chunk = &self.chunks[index];
         // SAFETY: the bytes lie in a mapping that the group keeps. They were complete before the chunk became visible, and
         // are not written while it is pinned, which the caller's guard sees to.
         unsafe { std::slice::from_raw_parts(chunk.start.as_ptr(), chunk.length) }
-    }
-
-    /// Lets go of one guard of each chunk in the range.
-    fn release(&self, range: std::ops::Range<usize>) {
-        let mut leaning = Vec::new();
-        let released = self.chunks[range].iter().filter(|chunk| {
-            let last = chunk.guards.fetch_sub(1, Ordering::Release) == 1;
-            if last {
-                // Whatever other threads read through their guards, they read before the page can be written again.
-                fence(Ordering::Acquire);
-                if chunk.leans {
-                    leaning.push(chunk.digest);
-                }
-            }
-            last && !chunk.leans
-        });
-        self.shared.release(released.map(|chunk| chunk.digest));
-        for digest in leaning {
-            let pins = self.shared.explicit.straighten(digest);
-            self.shared.release((0..pins).map(|_| digest));
-        }
     }
 }
 
@@ -109,11 +133,6 @@ pub struct ChunkRef {
 }
 
 impl ChunkRef {
-    /// The guard of a single chunk.
-    pub(crate) fn single(shared: Arc<Shared>, found: FoundChunk) -> ChunkRef {
-        ChunkRef { group: PinGroup::new(shared, vec![found]), index: 0 }
-    }
-
     /// The region that the chunk lies in.
     pub fn region_id(&self) -> u32 {
         self.chunk().region_id
@@ -157,7 +176,7 @@ impl Clone for ChunkRef {
 
 impl Drop for ChunkRef {
     fn drop(&mut self) {
-        self.group.release(self.index..self.index + 1);
+        release(&self.group.shared, &self.group.chunks[self.index..=self.index]);
     }
 }
 
@@ -181,10 +200,6 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    pub(crate) fn new(shared: Arc<Shared>, found: Vec<FoundChunk>) -> Prefix {
-        Prefix { group: PinGroup::new(shared, found), taken: 0 }
-    }
-
     /// Chunks found.
     pub fn len(&self) -> usize {
         self.group.chunks.len()
@@ -224,7 +239,7 @@ impl fmt::Debug for Prefix {
 
 impl Drop for Prefix {
     fn drop(&mut self) {
-        self.group.release(self.taken..self.group.chunks.len());
+        release(&self.group.shared, &self.group.chunks[self.taken..]);
     }
 }
 

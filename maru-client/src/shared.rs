@@ -8,13 +8,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use maru_proto::{
     AllocationFilter, ConnectionKind, DigestKey, FrameStatus, GetRegionRequest, HelloRequest, KeyDigest,
-    LocationRecord, RegionRecord, RequestAllocRequest, ReturnAllocRequest, SessionToken,
+    RegionRecord, RequestAllocRequest, ReturnAllocRequest, SessionToken,
 };
 
 use crate::config::{Address, Config};
 use crate::error::{Error, ProtocolError, Result};
 use crate::explicit::ExplicitPins;
-use crate::guard::FoundChunk;
 use crate::handler::Announcements;
 use crate::maintenance::Bell;
 use crate::memory::{Access, OwnPages, Region, Regions};
@@ -222,19 +221,15 @@ impl Shared {
         }
     }
 
-    /// A chunk that the server has pinned for this instance, mapped; `None` when its region is gone.
-    pub(crate) fn find(
-        &self,
-        digest: KeyDigest,
-        location: &LocationRecord,
-        leans: bool,
-    ) -> Result<Option<FoundChunk>> {
-        let region_id = location.region_id.get();
-        let Some(region) = self.regions.get_or_map(region_id, || self.map_foreign(region_id))? else {
-            return Ok(None);
-        };
-        let (offset, length) = region.range(location.offset.get(), location.length.get())?;
-        Ok(Some(FoundChunk { digest, region, offset, length, leans }))
+    /// A region that chunks lie in, mapped; `None` when it is gone.
+    pub(crate) fn region(&self, region_id: u32) -> Result<Option<Arc<Region>>> {
+        self.regions.get_or_map(region_id, || self.map_foreign(region_id))
+    }
+
+    /// A guard that leaned on an explicit pin is gone.
+    pub(crate) fn straighten(&self, digest: KeyDigest) {
+        let pins = self.explicit.straighten(digest);
+        self.release((0..pins).map(|_| digest));
     }
 
     fn map_foreign(&self, region_id: u32) -> Result<Option<Region>> {

@@ -7,7 +7,7 @@ use maru_proto::{KeyDigest, LocationRecord, RecordStatus, RegisterRecord};
 use super::{Deleted, Pinned, Stored, Unpinned};
 use crate::error::{Error, Result};
 use crate::explicit::Unpin;
-use crate::guard::{ChunkRef, FoundChunk, Prefix};
+use crate::guard::{ChunkRef, Found, Prefix};
 use crate::page::{PageLocation, PageMut};
 use crate::rpc::Transport;
 use crate::rpc::request::{Lookup, LookupKind, OnEach, Register, Verb};
@@ -78,8 +78,8 @@ impl<T: Transport> Operations<'_, T> {
             let locations = self.transport.call(&request).await?;
             let pinned = locations.iter().take_while(|location| is_ok(location)).count();
             for (n, (digest, location)) in digests.iter().zip(&locations).take(pinned).enumerate() {
-                match self.shared.find(*digest, location, false) {
-                    Ok(Some(chunk)) => found.chunks.push(chunk),
+                match found.add(*digest, location, false) {
+                    Ok(true) => {}
                     missing => {
                         // Neither this chunk nor what lies behind it can be read.
                         self.shared.release(digests[n..pinned].iter().copied());
@@ -128,12 +128,12 @@ impl<T: Transport> Operations<'_, T> {
 
     /// A guard of a chunk that is pinned; where it can't be mapped the pin is released.
     fn guard(&self, digest: KeyDigest, location: &LocationRecord, leans: bool) -> Result<Option<ChunkRef>> {
-        match self.shared.find(digest, location, leans) {
-            Ok(Some(chunk)) => Ok(Some(ChunkRef::single(Arc::clone(self.shared), chunk))),
+        let mut found = Found::new(self.shared, 1);
+        match found.add(digest, location, leans) {
+            Ok(true) => Ok(found.into_prefix().into_iter().next()),
             missing => {
                 if leans {
-                    let pins = self.shared.explicit.straighten(digest);
-                    self.shared.release((0..pins).map(|_| digest));
+                    self.shared.straighten(digest);
                 } else {
                     self.shared.release(std::iter::once(digest));
                 }
@@ -209,26 +209,4 @@ impl<T: Transport> Operations<'_, T> {
 
 fn is_ok(location: &LocationRecord) -> bool {
     location.record_status() == Some(RecordStatus::Ok)
-}
-
-/// Chunks on their way into a prefix, released if they do not get there.
-struct Found<'a> {
-    shared: &'a Arc<Shared>,
-    chunks: Vec<FoundChunk>,
-}
-
-impl<'a> Found<'a> {
-    fn new(shared: &'a Arc<Shared>, most: usize) -> Found<'a> {
-        Found { shared, chunks: Vec::with_capacity(most.min(1024)) }
-    }
-
-    fn into_prefix(mut self) -> Prefix {
-        Prefix::new(Arc::clone(self.shared), std::mem::take(&mut self.chunks))
-    }
-}
-
-impl Drop for Found<'_> {
-    fn drop(&mut self) {
-        self.shared.release(self.chunks.iter().map(|chunk| chunk.digest));
-    }
 }
