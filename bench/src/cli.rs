@@ -1,5 +1,8 @@
 //! The command line: every option, its default and its check.
 
+mod compare;
+mod measure;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -7,6 +10,11 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 
 use crate::content::Coverage;
+
+pub(crate) use compare::{EchoArgs, FloorArgs, RoundsArgs};
+pub(crate) use measure::{
+    ChunkArgs, LatencyArgs, LoadArgs, OutputArgs, ReadArgs, ServerArgs, StoreArgs, Switch, TrafficArgs,
+};
 
 /// Measures maru: a real server, real client processes, every byte checked.
 #[derive(Debug, Parser)]
@@ -20,6 +28,13 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Replay(ReplayArgs),
+    Latency(LatencyArgs),
+    Load(LoadArgs),
+    Store(StoreArgs),
+    Read(ReadArgs),
+    Floor(FloorArgs),
+    #[command(hide = true)]
+    Echo(EchoArgs),
     #[command(hide = true)]
     Worker(WorkerArgs),
 }
@@ -121,7 +136,7 @@ mod tests {
     fn replay(arguments: &[&str]) -> Result<ReplayArgs, clap::Error> {
         match Cli::try_parse_from([&["maru-bench", "replay"], arguments].concat())?.command {
             Command::Replay(args) => Ok(args),
-            Command::Worker(_) => unreachable!("the command is replay"),
+            _ => unreachable!("the command is replay"),
         }
     }
 

@@ -105,6 +105,14 @@ pub(crate) enum BenchError {
         /// How many.
         wrong_bytes: u64,
     },
+    /// A peer answered what a measurement can't go on with.
+    #[error("{peer} answered {what}, so there is nothing to measure")]
+    Answer {
+        /// Who.
+        peer: &'static str,
+        /// What.
+        what: String,
+    },
     /// Somebody pressed Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -122,5 +130,10 @@ impl BenchError {
     /// For `map_err`: what was tried when the system refused.
     pub(crate) fn system<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> BenchError {
         |source| BenchError::System { what: what.into(), source: source.into() }
+    }
+
+    /// What a peer answered that a measurement can't go on with.
+    pub(crate) fn answer(peer: &'static str, what: impl Into<String>) -> BenchError {
+        BenchError::Answer { peer, what: what.into() }
     }
 }

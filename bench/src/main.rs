@@ -2,10 +2,21 @@
 
 mod cli;
 mod content;
+mod data;
+mod drive;
 mod error;
+mod floor;
+mod interrupt;
+mod latency;
+mod load;
+mod machine;
+mod measure;
 mod mix;
+mod placement;
 mod replay;
 mod server_process;
+mod target;
+mod traffic;
 mod workload;
 
 use std::io::{self, IsTerminal};
@@ -27,6 +38,12 @@ fn main() -> ExitCode {
 
     let outcome = match &cli.command {
         Command::Replay(args) => replay::run(args),
+        Command::Latency(args) => latency::run(args),
+        Command::Load(args) => load::run(args),
+        Command::Store(args) => data::store(args),
+        Command::Read(args) => data::read(args),
+        Command::Floor(args) => floor::run(args),
+        Command::Echo(args) => floor::echo(args),
         Command::Worker(args) => return replay::work(args),
     };
     match outcome {

@@ -32,10 +32,14 @@ pub(crate) struct ServerOptions<'a> {
     pub(crate) socket: &'a Path,
     /// The folder of its pool.
     pub(crate) pool_dir: &'a Path,
+    /// Whether it mounts huge pages there, which takes root.
+    pub(crate) mount: bool,
     /// Bytes of its pool.
     pub(crate) pool_size: u64,
     /// Pages that it can have in all regions together.
     pub(crate) max_entries: u64,
+    /// Further options, as on its command line.
+    pub(crate) arguments: &'a [String],
 }
 
 /// A running server; killed when dropped.
@@ -56,10 +60,11 @@ impl ServerProcess {
         let mut child = Command::new(&binary)
             .arg("--socket")
             .arg(options.socket)
-            .arg("--pool-dir")
+            .arg(if options.mount { "--pool-mount" } else { "--pool-dir" })
             .arg(options.pool_dir)
             .args(["--pool-size", &options.pool_size.to_string()])
             .args(["--max-entries", &options.max_entries.to_string()])
+            .args(options.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -65,8 +65,10 @@ fn replay(
     let mut server = ServerProcess::start(&ServerOptions {
         socket: &socket,
         pool_dir: pool.path(),
+        mount: false,
         pool_size: plan.pool_size,
         max_entries: (plan.pool_size / count(args.chunk_size)).max(1),
+        arguments: &[],
     })?;
     let mut workers = (0..usize::from(args.processes))
         .map(|number| Worker::start(number, args, plan, &socket))

@@ -5,7 +5,7 @@
 ///
 /// # Panics
 /// When the lengths differ.
-pub(crate) fn copy_nontemporal(dst: &mut [u8], src: &[u8]) {
+pub fn copy_nontemporal(dst: &mut [u8], src: &[u8]) {
     assert_eq!(dst.len(), src.len(), "source and destination have the same length");
     #[cfg(target_arch = "x86_64")]
     x86_64::copy(dst, src);

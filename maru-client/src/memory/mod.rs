@@ -7,7 +7,7 @@ mod own;
 mod pages;
 mod regions;
 
-pub(crate) use copy::copy_nontemporal;
+pub use copy::copy_nontemporal;
 pub(crate) use mapping::{Access, Mapping};
 pub(crate) use own::{Claim, OwnPages};
 pub(crate) use regions::{Region, Regions};

@@ -1,0 +1,438 @@
+//! The rows of the table: how each floor is measured, and how ours is.
+
+use std::time::{Duration, Instant};
+
+use maru_client::{Address, Config, KeyDigest, MaruHandler, PageMut};
+use maru_proto::Header;
+use memmap2::{Advice, MmapOptions, MmapRaw};
+
+use super::directory::{Directory, grow};
+use super::echo::{EchoClient, EchoServer};
+use super::report::{Goal, Pair, median};
+use crate::cli::{RoundsArgs, ServerArgs};
+use crate::data::checksum;
+use crate::error::BenchError;
+use crate::measure::channel::Channel;
+use crate::measure::pace::Pace;
+use crate::measure::run::{End, Plan, Protocol, Worker, run};
+use crate::mix::mix;
+use crate::target::{Needs, Target};
+use crate::traffic::distribution::Distribution;
+use crate::traffic::maru::{Shape, Traffic};
+use crate::traffic::stock::Population;
+
+/// Keys of a batch.
+const BATCH: usize = 512;
+/// Bytes of a digest, of a location, of a registration.
+const DIGEST: usize = 16;
+const LOCATION: usize = 32;
+const REGISTRATION: usize = 32;
+/// Bytes of a chunk.
+const CHUNK: usize = 1 << 20;
+
+/// One measurement, of as many pairs as the path has rows.
+pub(super) type Measure = Box<dyn FnMut() -> Result<Vec<Pair>, BenchError>>;
+
+/// Why a path is not measured.
+pub(super) enum Skip {
+    /// This machine does not allow it.
+    Because(String),
+    /// Something failed.
+    Failed(BenchError),
+}
+
+impl From<BenchError> for Skip {
+    fn from(error: BenchError) -> Skip {
+        Skip::Failed(error)
+    }
+}
+
+impl From<maru_client::Error> for Skip {
+    fn from(error: maru_client::Error) -> Skip {
+        Skip::Failed(error.into())
+    }
+}
+
+/// Rows that are measured together.
+pub(super) struct Path {
+    pub(super) names: &'static [&'static str],
+    pub(super) unit: &'static str,
+    pub(super) goals: &'static [Goal],
+    /// Whether one round says it all.
+    once: bool,
+    pub(super) prepare: fn(&RoundsArgs) -> Result<Measure, Skip>,
+}
+
+impl Path {
+    /// Rounds to measure where `rounds` are asked for.
+    pub(super) fn rounds(&self, rounds: usize) -> usize {
+        if self.once { 1 } else { rounds }
+    }
+}
+
+/// All rows.
+pub(super) fn paths() -> [Path; 10] {
+    let path = |names, unit, goals, prepare| Path { names, unit, goals, once: false, prepare };
+    [
+        path(
+            &["exists, 1 key, blocking: p50", "exists, 1 key, blocking: p99"],
+            "µs",
+            &[Goal::AtMost(1.0), Goal::AtMost(1.2)],
+            exists_blocking,
+        ),
+        path(&["exists, 1 key, 64 in flight"], "k/s", &[Goal::AtLeast(0.8)], exists_pipelined),
+        path(
+            &["exists, 1 key, 32 connections (floor: heartbeat)"],
+            "k/s",
+            &[Goal::AtLeast(0.9)],
+            exists_many,
+        ),
+        path(&["acquire of 512 digests and release, blocking"], "µs", &[Goal::AtMost(1.3)], acquire),
+        path(&["register of 512 digests, blocking"], "µs", &[Goal::AtMost(1.3)], register),
+        path(&["store of 1 MiB"], "µs", &[Goal::AtMost(1.1)], store),
+        path(&["map and prefault 1 GiB, plain tmpfs"], "ms", &[Goal::AtMost(1.1)], map_plain),
+        path(&["map and prefault 1 GiB, huge pages"], "ms", &[Goal::AtMost(1.1)], map_huge),
+        path(&["read of 1 MiB by guard"], "µs", &[Goal::AtMost(1.1)], read),
+        Path {
+            names: &[
+                "directory: bytes an entry (floor: the goal)",
+                "directory: longest insert (floor: the goal, in µs)",
+            ],
+            unit: "",
+            goals: &[Goal::AtMost(1.0), Goal::AtMost(1.0)],
+            once: true,
+            prepare: directory,
+        },
+    ]
+}
+
+/// Which side of a comparison by the driving loop.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Side {
+    /// Connections.
+    pub(crate) connections: usize,
+    /// Requests of each that are in flight.
+    pub(crate) in_flight: usize,
+    /// How long to measure.
+    pub(crate) duration: Duration,
+}
+
+/// Requests a second, and their latencies, by the loop that drives all peers.
+pub(crate) fn requests_per_second<P: Protocol>(
+    side: Side,
+    mut connect: impl FnMut(usize) -> Result<(Channel, P), BenchError>,
+) -> Result<crate::measure::run::Outcome, BenchError> {
+    let workers = (0..side.connections).map(|number| {
+        let (channel, protocol) = connect(number)?;
+        Ok(Worker { channel, protocol, pace: Pace::Closed })
+    });
+    let plan = Plan {
+        warm_up: side.duration / 5,
+        end: End::After(side.duration),
+        in_flight: side.in_flight,
+        interval: Duration::from_secs(1),
+    };
+    run(workers.collect::<Result<_, BenchError>>()?, &plan, |_, _| {})
+}
+
+fn target(args: &ServerArgs, pool: u64, mount: bool) -> Result<Target, BenchError> {
+    Target::start(args, &Needs { pool_size: pool, max_entries: 1 << 20, mount })
+}
+
+fn handler(target: &Target, page_size: usize, region_size: u64) -> Result<MaruHandler, BenchError> {
+    let address = Address::Unix(target.socket().to_owned());
+    Ok(MaruHandler::connect(Config::new().address(address).page_size(page_size).region_size(region_size))?)
+}
+
+/// How long something takes, in µs, each of so many times; sorted.
+fn times(count: usize, mut one: impl FnMut() -> Result<(), BenchError>) -> Result<Vec<f64>, BenchError> {
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let began = Instant::now();
+        one()?;
+        times.push(began.elapsed().as_secs_f64() * 1e6);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+fn digests(count: usize) -> Vec<KeyDigest> {
+    let halves = (0..count as u64).map(|n| [mix(n), mix(!n)]);
+    halves.map(|halves| KeyDigest::from_bytes(zerocopy::transmute!(halves))).collect()
+}
+
+fn exists_blocking(args: &RoundsArgs) -> Result<Measure, Skip> {
+    let (target, echo) = (target(&args.server, 16 << 20, false)?, EchoServer::start(&args.server)?);
+    let handler = handler(&target, 4096, 8 << 20)?;
+    let keys = digests(1000);
+    let mut floor = echo.connect(Header::SIZE + DIGEST, Header::SIZE + 8)?;
+    let count = args.scale(20_000, 2_000);
+    Ok(Box::new(move || {
+        let floor = times(count, || floor.exchange())?;
+        let mut keys = keys.iter().cycle();
+        let ours = times(count, || {
+            handler.exists(keys.next().expect("a cycle has no end"))?;
+            Ok(())
+        })?;
+        let p99 = count * 99 / 100;
+        let p50 = Pair { floor: median(&floor), ours: median(&ours) };
+        // Mentioned last, so dropped last: clients end before their servers.
+        let _ = (&target, &echo);
+        Ok(vec![p50, Pair { floor: floor[p99], ours: ours[p99] }])
+    }))
+}
+
+fn shape(mix: &str, in_flight: usize) -> Shape {
+    let mix = mix.parse().expect("the operation exists");
+    Shape { mix, batch: 1, distribution: Distribution::Uniform, in_flight }
+}
+
+fn exists_pipelined(args: &RoundsArgs) -> Result<Measure, Skip> {
+    let (target, echo) = (target(&args.server, 512 << 20, false)?, EchoServer::start(&args.server)?);
+    let population = Population::new(target.socket(), 100_000)?;
+    let side = Side { connections: 1, in_flight: 64, duration: duration(args) };
+    Ok(Box::new(move || {
+        let floor = requests_per_second(side, |_| echo.traffic(Header::SIZE + DIGEST, Header::SIZE + 8))?;
+        let shape = shape("exists", side.in_flight);
+        let ours =
+            requests_per_second(side, |n| Traffic::connect(target.socket(), population.keys(), &shape, n))?;
+        Ok(vec![Pair { floor: floor.per_second() / 1e3, ours: ours.per_second() / 1e3 }])
+    }))
+}
+
+fn exists_many(args: &RoundsArgs) -> Result<Measure, Skip> {
+    let target = target(&args.server, 512 << 20, false)?;
+    let population = Population::new(target.socket(), 100_000)?;
+    let side = Side { connections: 32, in_flight: 1, duration: duration(args) };
+    Ok(Box::new(move || {
+        let rate = |mix| {
+            let shape = shape(mix, 1);
+            requests_per_second(side, |n| Traffic::connect(target.socket(), population.keys(), &shape, n))
+        };
+        let (floor, ours) = (rate("heartbeat")?, rate("exists")?);
+        Ok(vec![Pair { floor: floor.per_second() / 1e3, ours: ours.per_second() / 1e3 }])
+    }))
+}
+
+fn duration(args: &RoundsArgs) -> Duration {
+    args.scale(Duration::from_secs(1), Duration::from_millis(100))
+}
+
+/// Stores so many tiny chunks under digests.
+fn fill(handler: &MaruHandler, digests: &[KeyDigest]) -> Result<(), BenchError> {
+    let pages = pages(handler, digests.len())?;
+    handler.batch_store(digests, pages)?;
+    Ok(())
+}
+
+fn pages(handler: &MaruHandler, count: usize) -> Result<Vec<PageMut>, BenchError> {
+    Ok((0..count).map(|_| handler.alloc(64)).collect::<Result<_, _>>()?)
+}
+
+fn acquire(args: &RoundsArgs) -> Result<Measure, Skip> {
+    let (target, echo) = (target(&args.server, 512 << 20, false)?, EchoServer::start(&args.server)?);
+    let handler = handler(&target, 4096, 500 << 20)?;
+    let keys = digests(100_000);
+    let mut directory = Directory::new(100_000);
+    fill(&handler, &keys)?;
+    directory.register(&keys, 0);
+    // The release goes out with the request behind it: one frame of the same size more.
+    let request = 2 * (Header::SIZE + BATCH * DIGEST);
+    let mut floor = echo.connect(request, Header::SIZE + BATCH * LOCATION)?;
+    let count = args.scale(2_000, 200);
+    Ok(Box::new(move || {
+        let round_trip = times(count, || floor.exchange())?;
+        let mut batches = keys.chunks_exact(BATCH).cycle();
+        let in_process = times(count, || {
+            directory.pin_and_unpin(batches.next().expect("a cycle has no end"));
+            Ok(())
+        })?;
+        let ours = times(count, || {
+            let prefix = handler.acquire(batches.next().expect("a cycle has no end"))?;
+            assert_eq!(prefix.len(), BATCH);
+            Ok(())
+        })?;
+        // Mentioned last, so dropped last: clients end before their servers.
+        let _ = (&target, &echo);
+        Ok(vec![Pair { floor: median(&round_trip) + median(&in_process), ours: median(&ours) }])
+    }))
+}
+
+fn register(args: &RoundsArgs) -> Result<Measure, Skip> {
+    let (target, echo) = (target(&args.server, 512 << 20, false)?, EchoServer::start(&args.server)?);
+    let handler = handler(&target, 4096, 500 << 20)?;
+    let keys = digests(100_000);
+    let mut directory = Directory::new(100_000);
+    let mut floor = echo.connect(Header::SIZE + BATCH * REGISTRATION, Header::SIZE + BATCH)?;
+    Ok(Box::new(move || {
+        let batches = || keys.chunks_exact(BATCH);
+        let round_trip = times(batches().len(), || floor.exchange())?;
+        let mut in_process = batches().zip((0..).step_by(BATCH));
+        let in_process = times(batches().len(), || {
+            let (batch, page) = in_process.next().expect("there are as many batches as times");
+            directory.register(batch, page);
+            Ok(())
+        })?;
+        batches().for_each(|batch| directory.delete(batch));
+
+        let mut ours = Vec::new();
+        for batch in batches() {
+            let pages = pages(&handler, BATCH)?;
+            let began = Instant::now();
+            handler.batch_store(batch, pages)?;
+            ours.push(began.elapsed().as_secs_f64() * 1e6);
+        }
+        ours.sort_by(f64::total_cmp);
+        handler.batch_delete(&keys)?;
+        // Mentioned last, so dropped last: clients end before their servers.
+        let _ = (&target, &echo);
+        Ok(vec![Pair { floor: median(&round_trip) + median(&in_process), ours: median(&ours) }])
+    }))
+}
+
+/// A round trip of the smallest request.
+fn round_trip(echo: &mut EchoClient) -> Result<f64, BenchError> {
+    Ok(median(&times(500, || echo.exchange())?))
+}
+
+/// Memory of the same kind as a region's, mapped and prefaulted.
+fn own_memory(target: &Target, bytes: usize) -> Result<MmapRaw, BenchError> {
+    let failed = || BenchError::system("map memory beside the pool");
+    let folder = target.pool().expect("the server is the measurement's own");
+    let file = tempfile::tempfile_in(folder).map_err(failed())?;
+    file.set_len(bytes as u64).map_err(failed())?;
+    let memory = MmapOptions::new().len(bytes).map_raw(&file).map_err(failed())?;
+    let _ = memory.advise(Advice::HugePage);
+    memory.advise(Advice::PopulateWrite).map_err(failed())?;
+    Ok(memory)
+}
+
+fn store(args: &RoundsArgs) -> Result<Measure, Skip> {
+    let chunks = args.scale(200, 20);
+    let bytes = chunks * CHUNK;
+    let (target, echo) =
+        (target(&args.server, (bytes + bytes) as u64, false)?, EchoServer::start(&args.server)?);
+    let handler = handler(&target, CHUNK, bytes as u64)?;
+    let memory = own_memory(&target, bytes)?;
+    let mut echo_client = echo.connect(Header::SIZE + REGISTRATION, Header::SIZE + 8)?;
+    let source = vec![7; CHUNK];
+    let keys = digests(chunks);
+    drop(handler.alloc(1)?);
+    Ok(Box::new(move || {
+        let round_trip = round_trip(&mut echo_client)?;
+        let copy = |copy: fn(&mut [u8], &[u8])| {
+            let mut offset = 0;
+            times(chunks, || {
+                // SAFETY: the chunk lies inside the mapping, and nothing else refers into it.
+                let at = unsafe { memory.as_mut_ptr().add(offset) };
+                // SAFETY: as above, and any bytes are valid.
+                let chunk = unsafe { std::slice::from_raw_parts_mut(at, CHUNK) };
+                copy(chunk, &source);
+                offset += CHUNK;
+                Ok(())
+            })
+        };
+        let plain = median(&copy(<[u8]>::copy_from_slice)?);
+        let nontemporal = median(&copy(maru_client::copy_nontemporal)?);
+        let mut keys_left = keys.iter();
+        let ours = times(chunks, || {
+            let mut page = handler.alloc(CHUNK)?;
+            page.copy_from_slice(&source);
+            handler.store(keys_left.next().expect("there are as many keys as times"), page)?;
+            Ok(())
+        })?;
+        handler.batch_delete(&keys)?;
+        // Mentioned last, so dropped last: clients end before their servers.
+        let _ = (&target, &echo);
+        Ok(vec![Pair { floor: plain.min(nontemporal) + round_trip, ours: median(&ours) }])
+    }))
+}
+
+fn read(args: &RoundsArgs) -> Result<Measure, Skip> {
+    let chunks = args.scale(200, 20);
+    let bytes = chunks * CHUNK;
+    let (target, echo) =
+        (target(&args.server, (bytes + bytes) as u64, false)?, EchoServer::start(&args.server)?);
+    let (writer, reader) = (handler(&target, CHUNK, bytes as u64)?, handler(&target, CHUNK, bytes as u64)?);
+    let memory = own_memory(&target, bytes)?;
+    let mut echo_client = echo.connect(Header::SIZE + DIGEST, Header::SIZE + LOCATION)?;
+    let source = vec![7; CHUNK];
+    let keys = digests(chunks);
+    for key in &keys {
+        let mut page = writer.alloc(CHUNK)?;
+        page.copy_from_slice(&source);
+        writer.store(key, page)?;
+    }
+    let mut sum = 0u64;
+    let mut read_all = move |count: usize| -> Result<Vec<f64>, BenchError> {
+        let mut keys = keys.iter();
+        times(count, || {
+            let chunk = reader.retrieve(keys.next().expect("there are as many keys as times"))?;
+            sum = sum.wrapping_add(checksum(&chunk.expect("it was stored")));
+            std::hint::black_box(sum);
+            Ok(())
+        })
+    };
+    // The first reading maps the writer's region, which is another row's business.
+    read_all(chunks)?;
+    Ok(Box::new(move || {
+        let round_trip = round_trip(&mut echo_client)?;
+        let mut offset = 0;
+        let own = times(chunks, || {
+            // SAFETY: the chunk lies inside the mapping.
+            let at = unsafe { memory.as_ptr().add(offset) };
+            // SAFETY: as above, and nothing writes into it.
+            let chunk = unsafe { std::slice::from_raw_parts(at, CHUNK) };
+            std::hint::black_box(checksum(chunk));
+            offset += CHUNK;
+            Ok(())
+        })?;
+        let ours = read_all(chunks)?;
+        // Mentioned last, so dropped last: clients end before their servers.
+        let _ = (&target, &echo, &writer);
+        Ok(vec![Pair { floor: median(&own) + round_trip, ours: median(&ours) }])
+    }))
+}
+
+fn map_plain(args: &RoundsArgs) -> Result<Measure, Skip> {
+    map(args, false)
+}
+
+fn map_huge(args: &RoundsArgs) -> Result<Measure, Skip> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Skip::Because("mounting huge pages needs root".to_owned()));
+    }
+    map(args, true)
+}
+
+/// Ours is the whole first allocation: the server makes the region, and the client maps it.
+fn map(args: &RoundsArgs, mount: bool) -> Result<Measure, Skip> {
+    let bytes = args.scale(1 << 30, 64 << 20);
+    let target = match target(&args.server, 2 * bytes as u64 + (64 << 20), mount) {
+        Ok(target) => target,
+        Err(error) if mount => return Err(Skip::Because(error.to_string())),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Box::new(move || {
+        let began = Instant::now();
+        let memory = own_memory(&target, bytes)?;
+        let floor = began.elapsed().as_secs_f64() * 1e3;
+        drop(memory);
+        let handler = handler(&target, CHUNK, bytes as u64)?;
+        let began = Instant::now();
+        let page = handler.alloc(1)?;
+        let ours = began.elapsed().as_secs_f64() * 1e3;
+        drop(page);
+        handler.close();
+        Ok(vec![Pair { floor, ours }])
+    }))
+}
+
+fn directory(args: &RoundsArgs) -> Result<Measure, Skip> {
+    let entries = args.scale(10_000_000, 100_000);
+    Ok(Box::new(move || {
+        let (bytes, worst) = grow(entries)?;
+        let worst = worst.as_secs_f64() * 1e6;
+        Ok(vec![Pair { floor: 80.0, ours: bytes }, Pair { floor: 1000.0, ours: worst }])
+    }))
+}

@@ -1,0 +1,10 @@
+//! How everything here is measured: one loop, one recorder, one way to report.
+
+pub(crate) mod channel;
+pub(crate) mod hgrm;
+pub(crate) mod pace;
+pub(crate) mod percentiles;
+pub(crate) mod plot;
+pub(crate) mod progress;
+pub(crate) mod recorder;
+pub(crate) mod run;
