@@ -11,6 +11,6 @@ pub mod service;
 pub mod state;
 
 pub use error::ServerError;
-pub use net::{advise_huge_pages, run};
+pub use net::run;
 pub use options::Options;
 pub use output::Output;

@@ -1,6 +1,5 @@
 //! What each operation does: the one place that knows both the wire and the state.
 
-use std::ops::Range;
 use std::time::Duration;
 
 use maru_proto::{
@@ -152,11 +151,6 @@ impl Service {
     /// Bytes of the largest request body.
     pub fn max_body(&self) -> u32 {
         self.config.max_body
-    }
-
-    /// Where the memory lies that operations jump about in, before anything is stored.
-    pub fn memory(&mut self) -> [Range<*const u8>; 2] {
-        self.state.memory()
     }
 
     /// The state, to be looked at.

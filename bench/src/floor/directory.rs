@@ -34,8 +34,6 @@ impl Directory {
             grace: Duration::ZERO,
         };
         let mut state = State::new(limits, &[PoolSpec { size, granularity: PAGE }]);
-        // As the server does.
-        state.memory().iter().for_each(maru_server::advise_huge_pages);
         let caller = state.open_instance("bench", Token(1)).expect("the first instance has room");
         state.connect(caller).expect("the first connection has room");
         let region = state.begin_region(caller, size, PAGE, None).expect("the pool holds one region");

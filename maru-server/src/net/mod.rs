@@ -10,7 +10,6 @@ mod task;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
@@ -130,10 +129,8 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
 
     let reactor = reactor(options)?;
     let arrivals = reactor.is_some().then(Rc::<Arrivals>::default);
-    let mut service = Service::new(service_config(options, &pool, auth));
-    service.memory().iter().for_each(advise_huge_pages);
     let shared = Rc::new(Shared {
-        service: RefCell::new(service),
+        service: RefCell::new(Service::new(service_config(options, &pool, auth))),
         pool,
         started: Instant::now(),
         limits: NetLimits {
@@ -283,22 +280,6 @@ fn read_token(options: &Options) -> Result<Option<AuthToken>, ServerError> {
         return Err(unusable("a token has at least 16 characters".to_owned()));
     }
     AuthToken::new(token.as_bytes()).map(Some).map_err(|error| unusable(error.to_string()))
-}
-
-/// Asks for huge pages where a table lies. Look-ups jump about in it, and each jump to another small page costs a walk
-/// through the page tables beside the access itself: an acquire of 512 random keys among 100,000 takes 150 µs instead of
-/// 205.
-pub fn advise_huge_pages(table: &Range<*const u8>) {
-    const HUGE: usize = 2 << 20;
-    let (start, end) = (table.start.addr().next_multiple_of(HUGE), table.end.addr() / HUGE * HUGE);
-    if start < end {
-        let first = table.start.with_addr(start).cast_mut().cast();
-        // SAFETY: the range lies inside one allocation of this process, and the advice changes no byte.
-        let advised = unsafe { rustix::mm::madvise(first, end - start, rustix::mm::Advice::LinuxHugepage) };
-        if let Err(error) = advised {
-            debug!(%error, "the directory has no huge pages");
-        }
-    }
 }
 
 /// Connections and region files are descriptors, and the usual soft limit of 1,024 is soon reached.

@@ -1,7 +1,6 @@
 //! The directory: from a digest to its entry, and what may be done to entries.
 
 use std::num::NonZeroU32;
-use std::ops::Range;
 
 use slab::Slab;
 
@@ -89,25 +88,6 @@ impl Directory {
             counts: DirectoryCounts::default(),
             generation: 0,
         }
-    }
-
-    /// Where the entries and the buckets of the index lie. The directory has to be empty.
-    pub(super) fn memory(&mut self) -> [Range<*const u8>; 2] {
-        assert!(self.entries.is_empty(), "the first slot is free");
-        // The slab does not tell, so an entry does that is there for a moment.
-        let (region, page, length) = (0, 0, NonZeroU32::MIN);
-        let slot = self.entries.insert(KvEntry {
-            digest: Digest(0),
-            region,
-            page,
-            length,
-            pin_count: 0,
-            generation: 0,
-        });
-        let start = (&raw const self.entries[slot]).cast::<u8>();
-        self.entries.remove(slot);
-        let end = start.wrapping_add(self.entries.capacity() * size_of::<KvEntry>());
-        [start..end, self.index.memory()]
     }
 
     pub(super) fn find(&self, digest: Digest) -> Option<u32> {

@@ -6,8 +6,6 @@
 //! ever is as good as a fresh one. Memory is touched only as entries come, 8 bytes a bucket, at most three quarters of
 //! the buckets used.
 
-use std::ops::Range;
-
 use super::Digest;
 
 /// A bucket: the slot plus one in the low half, the tag in the high half; 0 when empty.
@@ -33,12 +31,6 @@ impl Index {
         let buckets = (max_entries as usize * 4 / 3 + 1).next_power_of_two();
         // Zeroed memory comes from the kernel page by page, as it is touched.
         Index { buckets: vec![0; buckets].into_boxed_slice(), len: 0 }
-    }
-
-    /// Where the buckets lie.
-    pub(super) fn memory(&self) -> Range<*const u8> {
-        let Range { start, end } = self.buckets.as_ptr_range();
-        start.cast()..end.cast()
     }
 
     /// Digests in the index.

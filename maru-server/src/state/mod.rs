@@ -5,7 +5,6 @@
 //! server's start. The operations on a part, as far as they touch others, stand in the part's file.
 
 use std::fmt;
-use std::ops::Range;
 use std::time::Duration;
 
 mod allocation;
@@ -163,12 +162,6 @@ impl State {
             instances_expired: 0,
             reclaimed_pages: 0,
         }
-    }
-
-    /// Where the memory lies that operations jump about in, to be advised of before anything is stored: huge pages make
-    /// them faster.
-    pub fn memory(&mut self) -> [Range<*const u8>; 2] {
-        self.directory.memory()
     }
 
     /// The pools, by id.
