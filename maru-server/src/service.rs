@@ -20,7 +20,7 @@ use crate::state::{
 };
 
 /// Records whose memory is brought near together: enough to hide how long memory takes, few enough to stay near.
-const LOOK_AHEAD: usize = 32;
+pub(crate) const LOOK_AHEAD: usize = 32;
 
 /// What the service has to know of its server.
 #[derive(Clone, Debug)]
@@ -481,7 +481,7 @@ impl Service {
         let records = frame.records::<RegisterRecord>()?;
         let statuses = out.push_statuses(ok(frame), records.len());
         for (n, (record, status)) in records.iter().zip(statuses).enumerate() {
-            if n.is_multiple_of(LOOK_AHEAD) {
+            if n.is_multiple_of(LOOK_AHEAD) && records.len() > 1 {
                 let ahead = records[n..].iter().take(LOOK_AHEAD);
                 self.state.prefetch(ahead.map(|record| digest(&record.digest)));
             }
@@ -642,9 +642,23 @@ impl Service {
         Ok(())
     }
 
+    /// Has the memory brought near that the next frames of one key each will read. Batches look ahead by
+    /// themselves.
+    pub fn look_ahead_of<'a>(&self, frames: impl Iterator<Item = Frame<'a>>) {
+        let mut digests = [Digest(0); LOOK_AHEAD];
+        let mut count = 0;
+        for (place, digest) in digests.iter_mut().zip(frames.filter_map(|frame| only_digest(&frame))) {
+            *place = digest;
+            count += 1;
+        }
+        if count > 1 {
+            self.state.prefetch(digests[..count].iter().copied());
+        }
+    }
+
     /// Has the next records' memory brought near, every so many of them.
     fn look_ahead(&self, digests: &[KeyDigest], n: usize) {
-        if n.is_multiple_of(LOOK_AHEAD) {
+        if n.is_multiple_of(LOOK_AHEAD) && digests.len() > 1 {
             self.state.prefetch(digests[n..].iter().take(LOOK_AHEAD).map(digest));
         }
     }
@@ -693,6 +707,21 @@ fn empty(frame: &Frame<'_>) -> Result<(), Refused> {
 
 fn digest(key: &KeyDigest) -> Digest {
     Digest::from(key.to_bytes())
+}
+
+/// The digest that a request of one key is about: its body begins with it, whatever is asked.
+fn only_digest(frame: &Frame<'_>) -> Option<Digest> {
+    let is_of_one_key = matches!(
+        frame.opcode()?,
+        Opcode::RegisterKv
+            | Opcode::LookupKv
+            | Opcode::ExistsKv
+            | Opcode::DeleteKv
+            | Opcode::PinKv
+            | Opcode::UnpinKv
+    );
+    let digest = frame.body().first_chunk::<16>().filter(|_| is_of_one_key)?;
+    Some(Digest::from(*digest))
 }
 
 fn token_of(session: SessionToken) -> Token {

@@ -5,13 +5,13 @@ use std::net::Shutdown;
 use std::rc::Rc;
 use std::time::Instant;
 
-use maru_proto::{Header, Step, decode};
+use maru_proto::{Frame, Header, Step, decode};
 use tracing::{debug, warn};
 
 use super::stream::Stream;
 use super::{Shared, task};
 use crate::output::Output;
-use crate::service::{Next, Session};
+use crate::service::{LOOK_AHEAD, Next, Session};
 use crate::state::{RegionId, RegionInfo};
 
 /// Bytes of input buffer that a connection starts with.
@@ -132,10 +132,16 @@ impl Connection {
         let now = self.shared.now();
         let service = &mut *self.shared.service.borrow_mut();
         let max_body = service.max_body();
+        let mut frames = 0;
         let pause = loop {
             if self.output.len() >= OUTPUT_TURN {
                 break Pause::Turn;
             }
+            if frames % LOOK_AHEAD == 0 {
+                service
+                    .look_ahead_of(Frames { input: &self.input[self.served..], max_body }.take(LOOK_AHEAD));
+            }
+            frames += 1;
             let (frame, length) = match decode(&self.input[self.served..], max_body) {
                 Ok(Step::Frame { frame, consumed }) => (frame, consumed),
                 Ok(Step::Need(need)) => {
@@ -166,6 +172,26 @@ impl Connection {
         };
         self.link.greeted.set(self.session.is_open());
         pause
+    }
+}
+
+/// The whole frames at the start of an input.
+struct Frames<'a> {
+    input: &'a [u8],
+    max_body: u32,
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Frame<'a>;
+
+    fn next(&mut self) -> Option<Frame<'a>> {
+        match decode(self.input, self.max_body) {
+            Ok(Step::Frame { frame, consumed }) => {
+                self.input = &self.input[consumed..];
+                Some(frame)
+            }
+            _ => None,
+        }
     }
 }
 
