@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::content::Coverage;
 
-pub(crate) use compare::{EchoArgs, FloorArgs, RoundsArgs};
+pub(crate) use compare::{EchoArgs, FloorArgs, PeersArgs, RoundsArgs};
 pub(crate) use measure::{
     ChunkArgs, LatencyArgs, LoadArgs, OutputArgs, ReadArgs, ServerArgs, StoreArgs, Switch, TrafficArgs,
 };
@@ -33,6 +33,7 @@ pub(crate) enum Command {
     Store(StoreArgs),
     Read(ReadArgs),
     Floor(FloorArgs),
+    Peers(PeersArgs),
     #[command(hide = true)]
     Echo(EchoArgs),
     #[command(hide = true)]

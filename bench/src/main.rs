@@ -12,6 +12,7 @@ mod load;
 mod machine;
 mod measure;
 mod mix;
+mod peers;
 mod placement;
 mod replay;
 mod server_process;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Store(args) => data::store(args),
         Command::Read(args) => data::read(args),
         Command::Floor(args) => floor::run(args),
+        Command::Peers(args) => peers::run(args),
         Command::Echo(args) => floor::echo(args),
         Command::Worker(args) => return replay::work(args),
     };

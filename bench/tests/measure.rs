@@ -159,3 +159,12 @@ fn what_makes_no_sense_is_one_clear_sentence() {
         assert_eq!(bench(bad).status.code(), Some(2), "{bad:?}");
     }
 }
+
+#[test]
+fn peers_are_compared_or_said_not_to_be_installed() {
+    let result = measured(&["peers", "--quick"]);
+    let missing = result["not_installed"].as_array().unwrap().len();
+    let rows = result["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 6 * (2 - missing), "{result}");
+    assert!(rows.iter().all(|row| row["ratio"].as_f64().unwrap() > 0.0));
+}

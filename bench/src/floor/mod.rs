@@ -14,7 +14,8 @@ use crate::interrupt;
 use crate::machine::Machine;
 
 pub(crate) use echo::serve as echo;
-use report::Row;
+pub(crate) use report::{Pair, Row};
+pub(crate) use rows::{Side, requests_per_second};
 
 /// What a run comes to.
 #[derive(Debug, Serialize)]

@@ -66,6 +66,12 @@ impl Row {
         }
     }
 
+    /// The same beside a peer: whatever the unit, ours should be no worse.
+    pub(crate) fn beside(path: &str, unit: &'static str, rounds: &[Pair]) -> Row {
+        let goal = if unit == "k/s" { Goal::AtLeast(1.0) } else { Goal::AtMost(1.0) };
+        Row::of(path, unit, goal, rounds)
+    }
+
     /// The head of the printed rows.
     pub(crate) fn head() -> String {
         format!(
