@@ -13,6 +13,7 @@ use crate::cli::{RoundsArgs, ServerArgs};
 use crate::data::checksum;
 use crate::error::BenchError;
 use crate::measure::channel::Channel;
+use crate::measure::multiplex;
 use crate::measure::pace::Pace;
 use crate::measure::run::{End, Plan, Protocol, Worker, run};
 use crate::mix::mix;
@@ -117,7 +118,8 @@ pub(crate) struct Side {
     pub(crate) duration: Duration,
 }
 
-/// Requests a second, and their latencies, by the loop that drives all peers.
+/// Requests a second, and their latencies, by the loops that drive all peers. Many connections share one thread: with one
+/// for each it would be the client's scheduling that is measured.
 pub(crate) fn requests_per_second<P: Protocol>(
     side: Side,
     mut connect: impl FnMut(usize) -> Result<(Channel, P), BenchError>,
@@ -126,13 +128,17 @@ pub(crate) fn requests_per_second<P: Protocol>(
         let (channel, protocol) = connect(number)?;
         Ok(Worker { channel, protocol, pace: Pace::Closed })
     });
+    let workers = workers.collect::<Result<Vec<_>, BenchError>>()?;
+    if side.connections > 1 && side.in_flight == 1 {
+        return multiplex::run(workers, side.duration / 5, side.duration);
+    }
     let plan = Plan {
         warm_up: side.duration / 5,
         end: End::After(side.duration),
         in_flight: side.in_flight,
         interval: Duration::from_secs(1),
     };
-    run(workers.collect::<Result<_, BenchError>>()?, &plan, |_, _| {})
+    run(workers, &plan, |_, _| {})
 }
 
 fn target(args: &ServerArgs, pool: u64, mount: bool) -> Result<Target, BenchError> {

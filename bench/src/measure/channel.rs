@@ -1,6 +1,7 @@
 //! A Unix socket with two buffers: whole requests go in, whatever came back is there to be read.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -86,6 +87,19 @@ impl Channel {
             }
         };
         self.receive(flags)
+    }
+
+    /// Sends what is to be sent and reads nothing: for requests that a socket takes at once.
+    ///
+    /// # Errors
+    /// What the socket says, also when it takes no more.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        if self.send()? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    }
+
+    /// The socket, to be watched.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 
     /// Whether all is sent.

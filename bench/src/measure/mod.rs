@@ -2,6 +2,7 @@
 
 pub(crate) mod channel;
 pub(crate) mod hgrm;
+pub(crate) mod multiplex;
 pub(crate) mod pace;
 pub(crate) mod percentiles;
 pub(crate) mod plot;

@@ -90,6 +90,11 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
+    /// What one thread measured in a time.
+    pub(crate) fn new(sample: Sample, elapsed: Duration) -> Outcome {
+        Outcome { sample, elapsed, workers: 1 }
+    }
+
     /// Requests answered in a second, without the time in which the workers made no requests.
     pub(crate) fn per_second(&self) -> f64 {
         let busy = self.elapsed.saturating_sub(self.sample.paused / self.workers.max(1));
