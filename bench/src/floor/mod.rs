@@ -45,7 +45,7 @@ pub(crate) fn run(args: &FloorArgs) -> Result<(), BenchError> {
         let mut measure = match (path.prepare)(&args.rounds) {
             Ok(measure) => measure,
             Err(rows::Skip::Because(reason)) => {
-                println!("{:<52}skipped: {reason}", path.names[0]);
+                println!("{:<60}skipped: {reason}", path.names[0]);
                 continue;
             }
             Err(rows::Skip::Failed(error)) => return Err(error),

@@ -75,7 +75,7 @@ impl Row {
     /// The head of the printed rows.
     pub(crate) fn head() -> String {
         format!(
-            "{:<52}{:>9}{:>12}{:>12}{:>8}{:>8}{:>8}  {:<9}",
+            "{:<60}{:>5}{:>12}{:>12}{:>8}{:>8}{:>8}  {:<9}",
             "path", "unit", "ours", "floor", "ratio", "min", "max", "goal"
         )
     }
@@ -85,7 +85,7 @@ impl Row {
         let Row { path, unit, ours, floor, ratio, ratio_min, ratio_max, goal, .. } = self;
         let verdict = if self.holds { "holds" } else { "MISSED" };
         format!(
-            "{path:<52}{unit:>9}{ours:>12.1}{floor:>12.1}{ratio:>8.2}{ratio_min:>8.2}{ratio_max:>8.2}  {goal:<9}{verdict}"
+            "{path:<60}{unit:>5}{ours:>12.1}{floor:>12.1}{ratio:>8.2}{ratio_min:>8.2}{ratio_max:>8.2}  {goal:<9}{verdict}"
         )
     }
 }

@@ -97,7 +97,7 @@ pub(super) fn paths() -> [Path; 10] {
         Path {
             names: &[
                 "directory: bytes an entry (floor: the goal)",
-                "directory: longest insert (floor: the goal, in µs)",
+                "directory: longest insert of 3 tries (floor: the goal, µs)",
             ],
             unit: "",
             goals: &[Goal::AtMost(1.0), Goal::AtMost(1.0)],
@@ -437,8 +437,10 @@ fn map(args: &RoundsArgs, mount: bool) -> Result<Measure, Skip> {
 fn directory(args: &RoundsArgs) -> Result<Measure, Skip> {
     let entries = args.scale(10_000_000, 100_000);
     Ok(Box::new(move || {
-        let (bytes, worst) = grow(entries)?;
-        let worst = worst.as_secs_f64() * 1e6;
+        // A pause of the directory's own comes at the same insert each time; one that the host makes does not.
+        let grown = [grow(entries)?, grow(entries)?, grow(entries)?];
+        let bytes = grown[0].0;
+        let worst = grown.map(|(_, worst)| worst).into_iter().min().unwrap_or_default().as_secs_f64() * 1e6;
         Ok(vec![Pair { floor: 80.0, ours: bytes }, Pair { floor: 1000.0, ours: worst }])
     }))
 }
