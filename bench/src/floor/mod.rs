@@ -24,7 +24,27 @@ struct Report {
     server: String,
     rounds: usize,
     rows: Vec<Row>,
+    original: Vec<Original>,
 }
+
+/// Ours beside the Python original, which was measured on a machine of the same kind, with its own client and server, by
+/// TCP on one host: the medians that several runs gave, from the least to the greatest.
+#[derive(Debug, Serialize)]
+struct Original {
+    path: &'static str,
+    ours_us: f64,
+    original_us: [f64; 2],
+}
+
+/// Which rows it has something beside.
+const ORIGINAL: [(&str, [f64; 2]); 4] = [
+    // Its synchronous client, the faster of its two.
+    ("exists, 1 key, blocking: p50", [210.0, 310.0]),
+    // A batch retrieve, which does not pin.
+    ("acquire of 512 digests and release, blocking", [9_600.0, 16_000.0]),
+    ("register of 512 digests, blocking", [11_000.0, 15_000.0]),
+    ("store of 1 MiB", [1_500.0, 1_500.0]),
+];
 
 /// Measures, and prints and writes what it comes to.
 pub(crate) fn run(args: &FloorArgs) -> Result<(), BenchError> {
@@ -33,8 +53,13 @@ pub(crate) fn run(args: &FloorArgs) -> Result<(), BenchError> {
     }
     let interrupted = interrupt::flag()?;
     let rounds = args.rounds.rounds();
-    let mut report =
-        Report { machine: Machine::this(), server: args.rounds.server.describe(), rounds, rows: Vec::new() };
+    let mut report = Report {
+        machine: Machine::this(),
+        server: args.rounds.server.describe(),
+        rounds,
+        rows: Vec::new(),
+        original: Vec::new(),
+    };
     println!("floor: ours beside the least that it could take, medians of {rounds} rounds");
     println!("{}\n{}\n\n{}", report.server, report.machine, Row::head());
     for path in rows::paths() {
@@ -63,6 +88,20 @@ pub(crate) fn run(args: &FloorArgs) -> Result<(), BenchError> {
             println!("{}", row.line());
             report.rows.push(row);
         }
+    }
+    for (path, original_us) in ORIGINAL {
+        let ours = report.rows.iter().find(|row| row.path() == path).map(Row::ours);
+        report.original.extend(ours.map(|ours_us| Original { path, ours_us, original_us }));
+    }
+    if !report.original.is_empty() {
+        println!("\nbeside the Python original, measured before on a machine of the same kind");
+    }
+    for Original { path, ours_us, original_us: [low, high] } in &report.original {
+        println!(
+            "{path:<60}{low:>7.0} to {high:.0} µs: {:.0} to {:.0} times ours",
+            low / ours_us,
+            high / ours_us
+        );
     }
     if let Some(path) = &args.rounds.json {
         let mut text = serde_json::to_string_pretty(&report).expect("figures can be written as JSON");

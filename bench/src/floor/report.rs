@@ -66,6 +66,16 @@ impl Row {
         }
     }
 
+    /// What was measured.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The median of ours.
+    pub(crate) const fn ours(&self) -> f64 {
+        self.ours
+    }
+
     /// The same beside a peer: whatever the unit, ours should be no worse.
     pub(crate) fn beside(path: &str, unit: &'static str, rounds: &[Pair]) -> Row {
         let goal = if unit == "k/s" { Goal::AtLeast(1.0) } else { Goal::AtMost(1.0) };
