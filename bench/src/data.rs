@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytesize::ByteSize;
-use maru_client::{Config, Error, MaruHandler};
+use maru_client::{Config, MaruHandler};
 use serde::Serialize;
 
 use crate::cli::{ChunkArgs, ReadArgs, StoreArgs, Switch};
@@ -16,6 +16,7 @@ use crate::measure::percentiles::Percentiles;
 use crate::measure::progress;
 use crate::measure::recorder::{Sample, nanoseconds};
 use crate::target::{Needs, Target};
+use crate::traffic::wire_client::PEER;
 
 /// What a run comes to.
 #[derive(Debug, Serialize)]
@@ -41,7 +42,8 @@ pub(crate) fn store(args: &StoreArgs) -> Result<(), BenchError> {
     let sample = pool.measure("storing", |n| {
         let mut page = handler.alloc(source.len())?;
         page.copy_from_slice(&source);
-        handler.store(key(n), page).map(drop)
+        handler.store(key(n), page)?;
+        Ok(())
     })?;
     pool.finish("store", &sample)
 }
@@ -58,7 +60,8 @@ pub(crate) fn read(args: &ReadArgs) -> Result<(), BenchError> {
     }
     let mut sum = 0u64;
     let mut read = |n| {
-        let chunk = reader.retrieve(key(n))?.ok_or(Error::PoolExhausted)?;
+        let chunk = reader.retrieve(key(n))?;
+        let chunk = chunk.ok_or_else(|| BenchError::answer(PEER, "that a stored chunk is missing"))?;
         sum = sum.wrapping_add(checksum(&chunk));
         Ok(())
     };
@@ -106,7 +109,7 @@ impl<'a> Pool<'a> {
     fn measure(
         &self,
         what: &str,
-        mut one: impl FnMut(u32) -> Result<(), Error>,
+        mut one: impl FnMut(u32) -> Result<(), BenchError>,
     ) -> Result<Sample, BenchError> {
         let interrupted = interrupt::flag()?;
         let bar = progress::bar(u64::from(self.args.count), "chunks").with_message(what.to_owned());

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::cli::{OutputArgs, ServerArgs, TrafficArgs};
 use crate::error::BenchError;
+use crate::files::{write, write_json};
 use crate::machine::Machine;
 use crate::measure::pace::Pace;
 use crate::measure::percentiles::Percentiles;
@@ -190,9 +191,7 @@ pub(crate) fn write_files(
     curves: Option<(Horizontal, Vec<Curve>)>,
 ) -> Result<(), BenchError> {
     if let Some(path) = &output.json {
-        let mut text = serde_json::to_string_pretty(result).expect("figures can be written as JSON");
-        text.push('\n');
-        write(path, &text)?;
+        write_json(path, result)?;
     }
     if let Some(path) = &output.hgrm {
         write(path, &hgrm::text(&total.latency))?;
@@ -203,9 +202,4 @@ pub(crate) fn write_files(
         plot::draw(path, title, axis, &curves)?;
     }
     Ok(())
-}
-
-/// Writes a file, or says which could not be.
-pub(crate) fn write(path: &std::path::Path, text: &str) -> Result<(), BenchError> {
-    std::fs::write(path, text).map_err(BenchError::system(format!("write {}", path.display())))
 }

@@ -5,6 +5,7 @@ mod content;
 mod data;
 mod drive;
 mod error;
+mod files;
 mod floor;
 mod interrupt;
 mod latency;

@@ -8,8 +8,8 @@ mod rows;
 use serde::Serialize;
 
 use crate::cli::FloorArgs;
-use crate::drive::write;
 use crate::error::BenchError;
+use crate::files::write_json;
 use crate::interrupt;
 use crate::machine::Machine;
 
@@ -104,9 +104,7 @@ pub(crate) fn run(args: &FloorArgs) -> Result<(), BenchError> {
         );
     }
     if let Some(path) = &args.rounds.json {
-        let mut text = serde_json::to_string_pretty(&report).expect("figures can be written as JSON");
-        text.push('\n');
-        write(path, &text)?;
+        write_json(path, &report)?;
     }
     Ok(())
 }

@@ -3,11 +3,13 @@
 mod protocol;
 mod server;
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::cli::PeersArgs;
-use crate::drive::write;
 use crate::error::BenchError;
+use crate::files::write_json;
 use crate::floor::{Pair, Row, Side, requests_per_second};
 use crate::interrupt;
 use crate::machine::Machine;
@@ -35,83 +37,55 @@ struct Report {
     not_installed: Vec<&'static str>,
 }
 
-/// A comparison: what is asked, over how many connections, and which figure counts.
+/// A comparison: what is asked, over how many connections, and which figures count.
 struct Comparison {
     name: &'static str,
     operation: &'static str,
     batch: usize,
     connections: usize,
     in_flight: usize,
+    figures: &'static [Figure],
+}
+
+/// A figure of a run: what follows the comparison's name, its unit, and how it is got.
+struct Figure {
+    suffix: &'static str,
     unit: &'static str,
-    figure: fn(&Outcome) -> f64,
+    of: fn(&Outcome) -> f64,
 }
 
-fn p50(outcome: &Outcome) -> f64 {
-    Percentiles::of(&outcome.sample.latency).p50
-}
+const P50: Figure =
+    Figure { suffix: ": p50", unit: "µs", of: |outcome| Percentiles::of(&outcome.sample.latency).p50 };
+const P99: Figure =
+    Figure { suffix: ": p99", unit: "µs", of: |outcome| Percentiles::of(&outcome.sample.latency).p99 };
+const RATE: Figure = Figure { suffix: "", unit: "k/s", of: |outcome| outcome.per_second() / 1e3 };
 
-fn p99(outcome: &Outcome) -> f64 {
-    Percentiles::of(&outcome.sample.latency).p99
-}
+/// One connection with one request in flight, unless a comparison says otherwise.
+const ALONE: Comparison =
+    Comparison { name: "", operation: "", batch: 1, connections: 1, in_flight: 1, figures: &[P50] };
 
-fn rate(outcome: &Outcome) -> f64 {
-    outcome.per_second() / 1e3
-}
-
-const COMPARISONS: [Comparison; 6] = [
-    Comparison {
-        name: "exists, 1 key: p50",
-        operation: "exists",
-        batch: 1,
-        connections: 1,
-        in_flight: 1,
-        unit: "µs",
-        figure: p50,
-    },
-    Comparison {
-        name: "exists, 1 key: p99",
-        operation: "exists",
-        batch: 1,
-        connections: 1,
-        in_flight: 1,
-        unit: "µs",
-        figure: p99,
-    },
+const COMPARISONS: [Comparison; 5] = [
+    Comparison { name: "exists, 1 key", operation: "exists", figures: &[P50, P99], ..ALONE },
     Comparison {
         name: "exists, 1 key, 64 in flight",
         operation: "exists",
-        batch: 1,
-        connections: 1,
         in_flight: 64,
-        unit: "k/s",
-        figure: rate,
+        figures: &[RATE],
+        ..ALONE
     },
     Comparison {
         name: "exists, 1 key, 32 connections",
         operation: "exists",
-        batch: 1,
         connections: 32,
-        in_flight: 1,
-        unit: "k/s",
-        figure: rate,
+        figures: &[RATE],
+        ..ALONE
     },
+    Comparison { name: "lookup of 1 key (peers: get)", operation: "lookup", ..ALONE },
     Comparison {
-        name: "lookup of 1 key: p50 (peers: get)",
-        operation: "lookup",
-        batch: 1,
-        connections: 1,
-        in_flight: 1,
-        unit: "µs",
-        figure: p50,
-    },
-    Comparison {
-        name: "lookup of 512 keys: p50 (peers: get of many)",
+        name: "lookup of 512 keys (peers: get of many)",
         operation: "lookup",
         batch: BATCH,
-        connections: 1,
-        in_flight: 1,
-        unit: "µs",
-        figure: p50,
+        ..ALONE
     },
 ];
 
@@ -138,8 +112,7 @@ pub(crate) fn run(args: &PeersArgs) -> Result<(), BenchError> {
         };
         for comparison in &COMPARISONS {
             let Comparison { batch, connections, in_flight, .. } = *comparison;
-            let duration =
-                args.scale(std::time::Duration::from_secs(1), std::time::Duration::from_millis(50));
+            let duration = args.scale(Duration::from_secs(1), Duration::from_millis(50));
             let side = Side { connections, in_flight, duration };
             let mix = comparison.operation.parse().expect("the operation exists");
             let shape = Shape { mix, batch, distribution: Distribution::Uniform, in_flight };
@@ -147,7 +120,7 @@ pub(crate) fn run(args: &PeersArgs) -> Result<(), BenchError> {
                 "exists" => Ask::Exists,
                 _ => Ask::Get,
             };
-            let mut pairs = Vec::new();
+            let mut pairs = vec![Vec::new(); comparison.figures.len()];
             for _ in 0..rounds {
                 let theirs = requests_per_second(side, |number| {
                     Ok((server.connect()?, Asking::new(peer, ask, batch, KEYS, number as u64)))
@@ -155,22 +128,25 @@ pub(crate) fn run(args: &PeersArgs) -> Result<(), BenchError> {
                 let ours = requests_per_second(side, |number| {
                     Traffic::connect(target.socket(), population.keys(), &shape, number)
                 })?;
-                pairs.push(Pair { floor: (comparison.figure)(&theirs), ours: (comparison.figure)(&ours) });
+                for (pairs, figure) in pairs.iter_mut().zip(comparison.figures) {
+                    pairs.push(Pair { floor: (figure.of)(&theirs), ours: (figure.of)(&ours) });
+                }
                 if interrupted.load(std::sync::atomic::Ordering::Relaxed) {
                     return Err(BenchError::Interrupted);
                 }
             }
-            let row = Row::beside(&format!("{}: {}", peer.name(), comparison.name), comparison.unit, &pairs);
-            println!("{}", row.line());
-            report.rows.push(row);
+            for (pairs, figure) in pairs.iter().zip(comparison.figures) {
+                let path = format!("{}: {}{}", peer.name(), comparison.name, figure.suffix);
+                let row = Row::beside(&path, figure.unit, pairs);
+                println!("{}", row.line());
+                report.rows.push(row);
+            }
         }
     }
     population.remove()?;
     target.stop()?;
     if let Some(path) = &args.json {
-        let mut text = serde_json::to_string_pretty(&report).expect("figures can be written as JSON");
-        text.push('\n');
-        write(path, &text)?;
+        write_json(path, &report)?;
     }
     Ok(())
 }

@@ -1,25 +1,24 @@
 //! The parent of a replay: starts everything, hands out the requests, adds the answers up, cleans up.
 
 use std::env;
-use std::fs;
 use std::io::{self, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use bytesize::ByteSize;
-use indicatif::{ProgressBar, ProgressStyle};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use tempfile::TempDir;
 
 use super::plan::Plan;
 use super::protocol::{Answer, Outcome, receive, send};
 use super::report::{Report, Table, Tally};
 use crate::cli::ReplayArgs;
 use crate::error::BenchError;
+use crate::files::{write, write_json};
+use crate::interrupt;
+use crate::measure::progress;
 use crate::server_process::{ServerOptions, ServerProcess};
+use crate::target::fresh_folder;
 use crate::workload::{Workload, count};
 
 /// Replays the workload and prints the result.
@@ -40,10 +39,10 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), BenchError> {
         write(path, "")?;
     }
 
-    let interrupted = watch_for_interrupts()?;
-    let report = replay(args, plan, &workload, &interrupted)?;
+    let interrupted = interrupt::flag()?;
+    let report = replay(args, plan, &workload, interrupted)?;
     if let Some(path) = &args.json {
-        write(path, &report.to_json())?;
+        write_json(path, &report)?;
     }
     let title = title(args, plan, &workload);
     let table = Table { title: &title, unbounded_hit_chunks: unbounded.prefix_hit_chunks, report: &report };
@@ -95,7 +94,7 @@ fn hand_out(
     interrupted: &AtomicBool,
 ) -> Result<Report, BenchError> {
     workers.iter_mut().try_for_each(Worker::wait_until_ready)?;
-    let progress = progress(workload.requests.len());
+    let progress = progress::bar(count(workload.requests.len()), "requests");
     let mut tally = Tally::new();
     let began = Instant::now();
     let turns = workers.len();
@@ -201,34 +200,6 @@ impl Drop for Worker {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Set once somebody presses Ctrl-C or asks the process to end: memory in /dev/shm would outlive a sudden death.
-fn watch_for_interrupts() -> Result<Arc<AtomicBool>, BenchError> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))
-            .map_err(BenchError::system("watch for signals"))?;
-    }
-    Ok(interrupted)
-}
-
-fn fresh_folder(parent: &Path) -> Result<TempDir, BenchError> {
-    tempfile::Builder::new()
-        .prefix("maru-bench-")
-        .tempdir_in(parent)
-        .map_err(BenchError::system(format!("make a folder in {}", parent.display())))
-}
-
-fn write(path: &Path, text: &str) -> Result<(), BenchError> {
-    fs::write(path, text).map_err(BenchError::system::<io::Error>(format!("write {}", path.display())))
-}
-
-/// On stderr, and only if that is a terminal.
-fn progress(requests: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{wide_bar} {human_pos} of {human_len} requests, {eta} left")
-        .expect("the template is well-formed");
-    ProgressBar::new(count(requests)).with_style(style)
 }
 
 /// What was replayed, and how.

@@ -1,17 +1,17 @@
 //! What a replay comes to: the sums, the table for people, the JSON for programs.
 
 use std::fmt;
-use std::fs;
-use std::thread;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use hdrhistogram::Histogram;
 use indicatif::HumanCount;
 use serde::Serialize;
 
 use super::protocol::Outcome;
 use crate::error::BenchError;
+use crate::machine::Machine;
+use crate::measure::percentiles::microseconds;
+use crate::measure::recorder::{Times, times};
 use crate::workload::count;
 
 /// The sums of all outcomes so far.
@@ -20,20 +20,13 @@ pub(super) struct Tally {
     requests: u64,
     chunks: u64,
     sum: Outcome,
-    acquire_ns: Histogram<u64>,
-    store_ns: Histogram<u64>,
+    acquire_ns: Times,
+    store_ns: Times,
 }
 
 impl Tally {
     pub(super) fn new() -> Tally {
-        let histogram = || Histogram::new(3).expect("three digits are within what a histogram can keep");
-        Tally {
-            requests: 0,
-            chunks: 0,
-            sum: Outcome::default(),
-            acquire_ns: histogram(),
-            store_ns: histogram(),
-        }
+        Tally { requests: 0, chunks: 0, sum: Outcome::default(), acquire_ns: times(), store_ns: times() }
     }
 
     /// Adds a request of so many chunks.
@@ -114,7 +107,7 @@ struct Percentiles {
 }
 
 impl Percentiles {
-    fn of(nanoseconds: &Histogram<u64>) -> Percentiles {
+    fn of(nanoseconds: &Times) -> Percentiles {
         let at = |quantile| microseconds(nanoseconds.value_at_quantile(quantile));
         Percentiles {
             p50: at(0.5),
@@ -127,13 +120,6 @@ impl Percentiles {
 }
 
 impl Report {
-    /// The result as JSON text.
-    pub(super) fn to_json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("plain figures are always JSON");
-        text.push('\n');
-        text
-    }
-
     /// # Errors
     /// [`BenchError::WrongBytes`] if a single byte is wrong.
     pub(super) fn verdict(&self) -> Result<(), BenchError> {
@@ -164,7 +150,7 @@ impl fmt::Display for Table<'_> {
             HumanCount(self.unbounded_hit_chunks)
         );
         let per_second = report.requests as f64 / report.elapsed_s;
-        writeln!(f, "{}\n{}\n", self.title, machine())?;
+        writeln!(f, "{}\n{}\n", self.title, Machine::this())?;
         for (name, figure) in [
             ("requests", HumanCount(report.requests).to_string()),
             ("chunks", HumanCount(report.chunks).to_string()),
@@ -193,24 +179,8 @@ impl fmt::Display for Table<'_> {
     }
 }
 
-/// The kernel and the processor that the figures are of.
-fn machine() -> String {
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
-    let kernel = read("/proc/sys/kernel/osrelease");
-    let cpus = read("/proc/cpuinfo");
-    let model =
-        cpus.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(':').nth(1));
-    let model = model.map_or("unknown processor", str::trim);
-    let count = thread::available_parallelism().map_or(1, Into::into);
-    format!("Linux {}, {model}, {count} CPUs", kernel.trim())
-}
-
 fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
-}
-
-fn microseconds(nanoseconds: u64) -> f64 {
-    nanoseconds as f64 / 1000.0
 }
 
 #[cfg(test)]
