@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::memory::Region;
 use crate::shared::Shared;
 
-/// The chunks of one acquire, in one allocation however many there are.
+/// The chunks of one acquire: a few allocations however many there are.
 struct PinGroup {
     shared: Arc<Shared>,
     chunks: Box<[Chunk]>,

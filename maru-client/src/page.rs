@@ -28,7 +28,6 @@ pub struct PageMut {
     length: usize,
 }
 
-// A page moves between threads like the exclusive slice that it is; `Sync` follows from `&PageMut` giving `&[u8]` only.
 impl PageMut {
     /// A page that is held by nobody else.
     pub(crate) fn new(shared: Arc<Shared>, claim: Claim, length: usize) -> PageMut {

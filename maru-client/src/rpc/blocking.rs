@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use maru_proto::{Frame, Step, decode};
+use maru_proto::Frame;
 
 use super::input::Input;
 use super::output::{push_releases, push_request};
 use super::request::{Request, decode_answer};
-use super::slots::{Recipient, RequestId, Slots};
+use super::slots::{Recipient, RequestId, Slots, whole_frame};
 use super::stream::Stream;
 use super::{Backlog, Transport};
 use crate::error::{Error, ProtocolError, Result};
@@ -222,10 +222,7 @@ impl Connection {
     /// The answer that another thread has read for this one.
     fn answer<R: Request>(&self, request: &R, id: RequestId) -> Option<Result<R::Response>> {
         let bytes = lock(&self.slots).take_answer(id)?;
-        match decode(&bytes, u32::MAX) {
-            Ok(Step::Frame { frame, .. }) => Some(self.decode(request, &frame)),
-            _ => unreachable!("a whole frame was handed over"),
-        }
+        Some(self.decode(request, &whole_frame(&bytes)))
     }
 
     fn decode<R: Request>(&self, request: &R, frame: &Frame<'_>) -> Result<R::Response> {

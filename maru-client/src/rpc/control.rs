@@ -9,14 +9,13 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use maru_proto::{
-    ConnectionKind, Flags, Frame, Head, Header, HelloRequest, HelloResponse, Opcode, RegionRecord, Step,
-    decode, encode,
-};
+use maru_proto::{ConnectionKind, Flags, HelloRequest, HelloResponse, Opcode, RegionRecord, Step, decode};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
+use super::output::push_request;
 use super::request::{GetRegion, Hello, Request, RequestAlloc, decode_answer};
+use super::slots::RequestId;
 use super::stream::Stream;
 use crate::config::Address;
 use crate::error::{Error, ProtocolError, Result};
@@ -24,6 +23,8 @@ use crate::sync::lock;
 
 /// Making the memory of a large region takes its time.
 const LEAST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes that the body of an answer about a session or a region may have.
+const LONGEST_ANSWER: u32 = 4096;
 
 /// A connection whose answers about regions carry descriptors, opened when it is first needed.
 pub(crate) struct Control {
@@ -57,7 +58,7 @@ impl Control {
             None => self.open()?,
         };
         // After an error that leaves an answer under way the connection is of no use: the next request opens another.
-        let (region, descriptor) = match exchange(&stream, request, self.timeout) {
+        let (region, descriptor) = match exchange_control(&stream, request, self.timeout) {
             Err(error @ Error::Refused { .. }) => {
                 *slot = Some(stream);
                 return Err(error);
@@ -73,7 +74,7 @@ impl Control {
         let Stream::Unix(stream) = Stream::connect(&Address::Unix(self.path.clone()))? else {
             unreachable!("a path is connected to as a Unix socket");
         };
-        exchange(&stream, &Hello(self.hello), self.timeout)?;
+        exchange_control(&stream, &Hello(self.hello), self.timeout)?;
         Ok(stream)
     }
 }
@@ -81,37 +82,26 @@ impl Control {
 /// Says HELLO on a fresh connection, before it is anybody else's.
 pub(crate) fn hello(stream: &Stream, hello: HelloRequest, timeout: Duration) -> Result<HelloResponse> {
     stream.set_timeouts(timeout, timeout)?;
-    let request = Hello(hello);
     let lost = |source| Error::Io { what: "say HELLO to the server", source };
-    stream.write_all(&frame(&request)).map_err(lost)?;
-    let mut input = Vec::new();
-    loop {
-        match decode(&input, 4096).map_err(ProtocolError::from)? {
-            Step::Frame { frame, .. } => return answer(&request, &frame),
-            Step::Need(need) => {
-                let filled = input.len();
-                input.resize(filled + need, 0);
-                let read = match stream.read(&mut input[filled..]) {
-                    Ok(0) => return Err(Error::ConnectionLost),
-                    Ok(read) => read,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                    Err(error) if is_timeout(&error) => {
-                        return Err(Error::Timeout { operation: Opcode::Hello, timeout });
-                    }
-                    Err(error) => return Err(lost(error)),
-                };
-                input.truncate(filled + read);
-            }
-        }
-    }
+    exchange(
+        &Hello(hello),
+        |bytes| stream.write_all(bytes).map_err(lost),
+        |buffer| match stream.read(buffer) {
+            Ok(0) => Err(Error::ConnectionLost),
+            Ok(read) => Ok(read),
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted => Ok(0),
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    Err(Error::Timeout { operation: Opcode::Hello, timeout })
+                }
+                _ => Err(lost(error)),
+            },
+        },
+    )
 }
 
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
-}
-
-/// One request and its answer, with the descriptor that came along.
-fn exchange<R: Request>(
+/// One request and its answer on a control connection, with the descriptor that came along.
+fn exchange_control<R: Request>(
     stream: &UnixStream,
     request: &R,
     timeout: Duration,
@@ -119,27 +109,52 @@ fn exchange<R: Request>(
     let failed = |source| Error::Io { what: "ask the server for a region", source };
     let deadline = Instant::now() + timeout;
     stream.set_write_timeout(Some(timeout)).map_err(failed)?;
-    io::Write::write_all(&mut &*stream, &frame(request)).map_err(|_| Error::ConnectionLost)?;
-    let (mut input, mut descriptor) = (Vec::new(), None);
-    loop {
-        match decode(&input, 4096).map_err(ProtocolError::from)? {
-            Step::Frame { frame, .. } => return answer(request, &frame).map(|answer| (answer, descriptor)),
-            Step::Need(need) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err(Error::Timeout { operation: request.opcode(), timeout });
+    let mut descriptor = None;
+    let answer = exchange(
+        request,
+        |bytes| io::Write::write_all(&mut &*stream, bytes).map_err(|_| Error::ConnectionLost),
+        |buffer| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::Timeout { operation: request.opcode(), timeout });
+            }
+            stream.set_read_timeout(Some(left)).map_err(failed)?;
+            match receive(stream, buffer) {
+                Ok((0, _)) => Err(Error::ConnectionLost),
+                Ok((read, received)) => {
+                    descriptor = received.or(descriptor.take());
+                    Ok(read)
                 }
-                stream.set_read_timeout(Some(left)).map_err(failed)?;
+                Err(Errno::INTR | Errno::AGAIN) => Ok(0),
+                Err(error) => Err(failed(error.into())),
+            }
+        },
+    )?;
+    Ok((answer, descriptor))
+}
+
+/// One request and its answer on a connection that carries nothing else meanwhile. `read` says how many bytes came, 0
+/// when it is to be called again.
+fn exchange<R: Request>(
+    request: &R,
+    write: impl FnOnce(&[u8]) -> Result<()>,
+    mut read: impl FnMut(&mut [u8]) -> Result<usize>,
+) -> Result<R::Response> {
+    let mut output = Vec::new();
+    push_request(&mut output, request, RequestId(1));
+    write(&output)?;
+    let mut input = Vec::new();
+    loop {
+        match decode(&input, LONGEST_ANSWER).map_err(ProtocolError::from)? {
+            Step::Frame { frame, .. } if !frame.flags().contains(Flags::RESPONSE) => {
+                return Err(ProtocolError::NotAResponse.into());
+            }
+            Step::Frame { frame, .. } => return decode_answer(request, &frame),
+            Step::Need(need) => {
                 let filled = input.len();
                 input.resize(filled + need, 0);
-                let (read, received) = match receive(stream, &mut input[filled..]) {
-                    Ok((0, _)) => return Err(Error::ConnectionLost),
-                    Ok(received) => received,
-                    Err(Errno::INTR | Errno::AGAIN) => (0, None),
-                    Err(error) => return Err(failed(error.into())),
-                };
+                let read = read(&mut input[filled..])?;
                 input.truncate(filled + read);
-                descriptor = received.or(descriptor);
             }
         }
     }
@@ -156,18 +171,4 @@ fn receive(stream: &UnixStream, buffer: &mut [u8]) -> Result<(usize, Option<Owne
     });
     // More than one would be the server's mistake; dropped ones are closed.
     Ok((received.bytes, descriptors.flatten().last()))
-}
-
-fn frame<R: Request>(request: &R) -> Vec<u8> {
-    let mut bytes = vec![0; Header::SIZE + request.body().len().next_multiple_of(maru_proto::BODY_ALIGN)];
-    let head = Head::request(request.opcode(), request.flags(), 1);
-    encode(&mut bytes, head, request.body()).expect("the room was made for the body");
-    bytes
-}
-
-fn answer<R: Request>(request: &R, frame: &Frame<'_>) -> Result<R::Response> {
-    if !frame.flags().contains(Flags::RESPONSE) {
-        return Err(ProtocolError::NotAResponse.into());
-    }
-    decode_answer(request, frame)
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use maru_proto::{Frame, KeyDigest, Step, decode};
+use maru_proto::{Frame, KeyDigest};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::input::Input;
 use super::output::{push_releases, push_request};
 use super::request::{Request, Undo, decode_answer};
-use super::slots::{Recipient, RequestId, Slots};
+use super::slots::{Recipient, RequestId, Slots, whole_frame};
 use super::stream::Stream;
 use super::{Backlog, Transport};
 use crate::error::{Error, ProtocolError, Result};
@@ -196,7 +196,7 @@ impl<R: Request> Call<'_, R> {
         let bytes = slots.take_answer(id).expect("a slot that nobody waits in has its answer");
         drop(slots);
         self.wire.places.add_permits(1);
-        let answer = decode_answer(self.request, &frame(&bytes));
+        let answer = decode_answer(self.request, &whole_frame(&bytes));
         if matches!(answer, Err(Error::Protocol(_))) {
             self.wire.shut();
         }
@@ -245,7 +245,7 @@ impl<R: Request> Drop for Call<'_, R> {
             drop(slots);
             if let Some(bytes) = answer {
                 self.wire.places.add_permits(1);
-                self.request.undo().after(&frame(&bytes), &*self.wire.backlog);
+                self.request.undo().after(&whole_frame(&bytes), &*self.wire.backlog);
             }
         } else if matches!(self.progress, Progress::Queued(_)) {
             // The request is in the outbox, and nobody else may come to send it.
@@ -326,21 +326,26 @@ impl Wire {
             Err(_) => return Err(Error::ConnectionLost),
         }
         let mut woken = Vec::new();
-        {
-            let mut slots = lock(&self.slots);
-            while let Some(frame) = input.next()? {
-                let id = RequestId(frame.request_id());
-                match slots.deliver(id, &frame) {
-                    Recipient::Waiting(waiter) => woken.push(waiter.waker),
-                    Recipient::Abandoned(undo) => self.undo(undo, &frame),
-                    Recipient::Unknown => return Err(ProtocolError::UnknownRequest(id.0).into()),
-                    Recipient::WrongOperation(opcode) => {
-                        return Err(ProtocolError::WrongOperation(opcode).into());
-                    }
+        let delivered = self.deliver(input, &mut woken);
+        // Whoever has an answer is told so, also when what follows it is no frame.
+        woken.into_iter().for_each(Waker::wake);
+        delivered
+    }
+
+    /// Puts the frames that came where their tasks find them; adds the tasks' wakers to `woken`.
+    fn deliver(&self, input: &mut Input, woken: &mut Vec<Waker>) -> Result<()> {
+        let mut slots = lock(&self.slots);
+        while let Some(frame) = input.next()? {
+            let id = RequestId(frame.request_id());
+            match slots.deliver(id, &frame) {
+                Recipient::Waiting(waiter) => woken.push(waiter.waker),
+                Recipient::Abandoned(undo) => self.undo(undo, &frame),
+                Recipient::Unknown => return Err(ProtocolError::UnknownRequest(id.0).into()),
+                Recipient::WrongOperation(opcode) => {
+                    return Err(ProtocolError::WrongOperation(opcode).into());
                 }
             }
         }
-        woken.into_iter().for_each(Waker::wake);
         Ok(())
     }
 
@@ -383,13 +388,5 @@ impl Wire {
             .collect::<Vec<_>>();
         late.into_iter().for_each(|waiter| waiter.waker.wake());
         Ok(())
-    }
-}
-
-/// A frame that was handed over whole.
-fn frame(bytes: &[u8]) -> Frame<'_> {
-    match decode(bytes, u32::MAX) {
-        Ok(Step::Frame { frame, .. }) => frame,
-        _ => unreachable!("a whole frame was handed over"),
     }
 }

@@ -1,6 +1,6 @@
 //! Requests that wait for their answers, by the id that the answer will carry.
 
-use maru_proto::{Frame, Header, Opcode};
+use maru_proto::{Frame, Header, Opcode, Step, decode};
 use zerocopy::IntoBytes;
 
 use super::request::Undo;
@@ -180,9 +180,17 @@ impl<W: Clone> Slots<W> {
     }
 }
 
+/// The frame of an answer that was kept for its waiter.
+pub(super) fn whole_frame(answer: &[u8]) -> Frame<'_> {
+    match decode(answer, u32::MAX) {
+        Ok(Step::Frame { frame, .. }) => frame,
+        _ => unreachable!("answers are kept as whole frames"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use maru_proto::{Flags, Head, Step, decode, encode};
+    use maru_proto::{Flags, Head, encode};
 
     use super::*;
 

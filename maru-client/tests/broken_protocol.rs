@@ -1,0 +1,104 @@
+//! A server that breaks the protocol fails everybody who waits for it, and nobody waits for ever.
+
+use std::future::Future;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::pin::pin;
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::Duration;
+
+use maru_client::{Config, Error, MaruHandler};
+use maru_proto::{FrameStatus, Head, Header, HelloResponse, Step, decode, encode, encode_statuses};
+use zerocopy::FromZeros;
+
+/// How long anything may take before a test gives up on it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The header of the next request.
+fn request(stream: &mut UnixStream, input: &mut Vec<u8>) -> Header {
+    loop {
+        match decode(input, 4096).unwrap() {
+            Step::Frame { frame, consumed } => {
+                let header = *frame.header();
+                input.drain(..consumed);
+                return header;
+            }
+            Step::Need(need) => {
+                let filled = input.len();
+                input.resize(filled + need, 0);
+                stream.read_exact(&mut input[filled..]).unwrap();
+            }
+        }
+    }
+}
+
+/// Accepts a connection and says HELLO.
+fn accept(listener: &UnixListener) -> UnixStream {
+    let (mut stream, _) = listener.accept().unwrap();
+    let hello = request(&mut stream, &mut Vec::new());
+    let mut response = HelloResponse::new_zeroed();
+    response.instance = 1.into();
+    response.max_body = 4096.into();
+    let mut bytes = [0; 128];
+    let length = encode(&mut bytes, Head::response(&hello, FrameStatus::Ok), &[response]).unwrap();
+    stream.write_all(&bytes[..length]).unwrap();
+    stream
+}
+
+/// An answer to one EXISTS_KV.
+fn found(request: &Header) -> Vec<u8> {
+    let mut bytes = vec![0; 24];
+    let (statuses, _) = encode_statuses(&mut bytes, Head::response(request, FrameStatus::Ok), 1).unwrap();
+    statuses[0] = 0;
+    bytes
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+/// An answer that came whole is taken, also when what follows it in the same bytes ends the connection.
+#[test]
+fn who_was_answered_before_the_protocol_broke_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("maru.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = std::thread::spawn(move || {
+        let _blocking = accept(&listener);
+        let mut awaited = accept(&listener);
+        let mut input = Vec::new();
+        let requests = [(); 2].map(|()| request(&mut awaited, &mut input));
+        // One right answer, and in the same write something that is no frame.
+        awaited.write_all(&[found(&requests[0]), b"garbage that goes on".to_vec()].concat()).unwrap();
+        let _ = std::io::copy(&mut awaited, &mut std::io::sink());
+    });
+
+    let address = path.to_str().unwrap().parse().unwrap();
+    let handler = MaruHandler::connect(Config::new().address(address)).unwrap();
+    let (done, outcomes) = mpsc::channel();
+    for key in ["first", "second"] {
+        let (future, done) = (handler.exists_async(key), done.clone());
+        std::thread::spawn(move || done.send(block_on(future)));
+    }
+    let mut outcomes = [(); 2].map(|()| outcomes.recv_timeout(PATIENCE).expect("nobody waits for ever"));
+    outcomes.sort_by_key(Result::is_err);
+    assert!(matches!(outcomes[0], Ok(true)), "{outcomes:?}");
+    assert!(matches!(outcomes[1], Err(Error::ConnectionLost)), "{outcomes:?}");
+    drop(handler);
+    server.join().unwrap();
+}
