@@ -153,11 +153,6 @@ impl Service {
         self.config.max_body
     }
 
-    /// The state, to be looked at.
-    pub fn state(&self) -> &State {
-        &self.state
-    }
-
     /// Counts a connection that was accepted.
     pub fn connection_accepted(&mut self) {
         self.counters.connections_accepted += 1;
@@ -200,11 +195,9 @@ impl Service {
         let (status, header) = error.status();
         let unknown = Header::new_zeroed();
         let header = header.unwrap_or(&unknown);
-        if status == FrameStatus::UnsupportedVersion {
-            self.counters.refused(status);
-            out.push(Head::response(header, status), &[VersionRange::SPOKEN]);
-        } else {
-            self.answer_status(header, status, out);
+        match status {
+            FrameStatus::UnsupportedVersion => self.answer_version(header, out),
+            _ => self.answer_status(header, status, out),
         }
     }
 
@@ -317,9 +310,7 @@ impl Service {
     fn hello(&mut self, session: &mut Session, frame: &Frame<'_>, out: &mut Output) -> Result<Next, Refused> {
         let hello = frame.record::<HelloRequest>()?;
         if !hello.versions.contains(VERSION) {
-            self.counters.refused(FrameStatus::UnsupportedVersion);
-            let head = Head::response(frame.header(), FrameStatus::UnsupportedVersion);
-            out.push(head, &[VersionRange::SPOKEN]);
+            self.answer_version(frame.header(), out);
             return Ok(Next::Close);
         }
         let token = self.config.auth.as_ref().filter(|_| session.transport == Transport::Tcp);
@@ -481,10 +472,7 @@ impl Service {
         let records = frame.records::<RegisterRecord>()?;
         let statuses = out.push_statuses(ok(frame), records.len());
         for (n, (record, status)) in records.iter().zip(statuses).enumerate() {
-            if n.is_multiple_of(LOOK_AHEAD) && records.len() > 1 {
-                let ahead = records[n..].iter().take(LOOK_AHEAD);
-                self.state.prefetch(ahead.map(|record| digest(&record.digest)));
-            }
+            self.look_ahead(records, n, |record| digest(&record.digest));
             let region = RegionId(record.region_id.get());
             let (offset, length) = (record.offset.get(), record.length.get());
             *status = match self.state.register(caller, digest(&record.digest), region, offset, length) {
@@ -513,7 +501,7 @@ impl Service {
         let (pin, prefix_stop) = (flags.contains(Flags::PIN), flags.contains(Flags::PREFIX_STOP));
         let (mut hits, mut tried) = (0, 0);
         for (n, (key, record)) in digests.iter().zip(&mut *locations).enumerate() {
-            self.look_ahead(digests, n);
+            self.look_ahead(digests, n, digest);
             let found = if pin {
                 self.state.pin(caller, digest(key))
             } else {
@@ -547,7 +535,7 @@ impl Service {
         let prefix_stop = frame.flags().contains(Flags::PREFIX_STOP);
         let statuses = out.push_statuses(ok(frame), digests.len());
         for (n, (key, status)) in digests.iter().zip(statuses).enumerate() {
-            self.look_ahead(digests, n);
+            self.look_ahead(digests, n, digest);
             let found = self.state.lookup(digest(key)).is_some();
             *status = if found { RecordStatus::Ok } else { RecordStatus::NotFound } as u8;
             if !found && prefix_stop {
@@ -562,7 +550,7 @@ impl Service {
         let digests = frame.records::<KeyDigest>()?;
         let statuses = out.push_statuses(ok(frame), digests.len());
         for (n, (key, status)) in digests.iter().zip(statuses).enumerate() {
-            self.look_ahead(digests, n);
+            self.look_ahead(digests, n, digest);
             *status = match self.state.delete(digest(key)) {
                 Ok(()) => RecordStatus::Ok,
                 Err(DeleteError::NotFound) => RecordStatus::NotFound,
@@ -579,7 +567,7 @@ impl Service {
     fn unpin(&mut self, caller: InstanceNumber, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
         let digests = frame.records::<KeyDigest>()?;
         let unpinned = digests.iter().enumerate().map(|(n, key)| {
-            self.look_ahead(digests, n);
+            self.look_ahead(digests, n, digest);
             let status = match self.state.unpin(caller, digest(key)) {
                 Ok(()) => RecordStatus::Ok,
                 Err(UnpinError::NotFound) => RecordStatus::NotFound,
@@ -604,9 +592,8 @@ impl Service {
         empty(frame)?;
         self.one_frame(frame, 0);
         let figures = self.state.figures();
-        let uptime_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let mut records = figure_stats(&figures).to_vec();
-        records.push(stat(StatKind::UptimeMs, 0, uptime_ms));
+        records.push(stat(StatKind::UptimeMs, 0, milliseconds(now)));
         records.push(stat(StatKind::Epoch, 0, self.config.epoch));
         records.extend(self.counters.stats());
         out.push(ok(frame), &records);
@@ -616,8 +603,7 @@ impl Service {
     fn heartbeat(&mut self, frame: &Frame<'_>, now: Duration, out: &mut Output) -> Result<(), Refused> {
         empty(frame)?;
         self.one_frame(frame, 0);
-        let uptime_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let record = HeartbeatRecord { epoch: self.config.epoch.into(), uptime_ms: uptime_ms.into() };
+        let record = HeartbeatRecord { epoch: self.config.epoch.into(), uptime_ms: milliseconds(now).into() };
         out.push(ok(frame), &[record]);
         Ok(())
     }
@@ -634,7 +620,7 @@ impl Service {
                 entry_bytes: usage.entry_bytes.into(),
                 pinned_entries: usage.pinned_entries.into(),
                 pins: usage.pins.into(),
-                grace_left_ms: u64::try_from(usage.grace_left.as_millis()).unwrap_or(u64::MAX).into(),
+                grace_left_ms: milliseconds(usage.grace_left).into(),
                 instance_id: InstanceId::new(usage.name).expect("the name was checked at HELLO"),
             });
         let count = out.push_all(ok(frame), records, self.records_that_fit::<UsageRecord>());
@@ -657,9 +643,9 @@ impl Service {
     }
 
     /// Has the next records' memory brought near, every so many of them.
-    fn look_ahead(&self, digests: &[KeyDigest], n: usize) {
-        if n.is_multiple_of(LOOK_AHEAD) && digests.len() > 1 {
-            self.state.prefetch(digests[n..].iter().take(LOOK_AHEAD).map(digest));
+    fn look_ahead<R>(&self, records: &[R], n: usize, digest: impl Fn(&R) -> Digest + Clone) {
+        if n.is_multiple_of(LOOK_AHEAD) && records.len() > 1 {
+            self.state.prefetch(records[n..].iter().take(LOOK_AHEAD).map(digest));
         }
     }
 
@@ -677,6 +663,12 @@ impl Service {
             }
             _ => Next::Continue,
         }
+    }
+
+    /// Answers a peer that speaks another version with those that are spoken here.
+    fn answer_version(&mut self, request: &Header, out: &mut Output) {
+        self.counters.refused(FrameStatus::UnsupportedVersion);
+        out.push(Head::response(request, FrameStatus::UnsupportedVersion), &[VersionRange::SPOKEN]);
     }
 
     fn answer_status(&mut self, request: &Header, status: FrameStatus, out: &mut Output) {
@@ -722,6 +714,10 @@ fn only_digest(frame: &Frame<'_>) -> Option<Digest> {
     );
     let digest = frame.body().first_chunk::<16>().filter(|_| is_of_one_key)?;
     Some(Digest::from(*digest))
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn token_of(session: SessionToken) -> Token {

@@ -1,4 +1,4 @@
-//! The only code that knows io_uring: the runtime, the listeners, and one task a connection.
+//! The only code that knows io_uring: the runtime, the listeners, and the two drivers of connections.
 
 mod connection;
 mod doorbell;
@@ -151,7 +151,12 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
     let address = tcp.as_ref().and_then(Listener::address).map(tracing::field::display);
     info!(socket = %socket.path().display(), tcp = address, "serving");
     if let Some((reactor, arrivals)) = reactor.zip(arrivals) {
-        tokio_uring::spawn(reactor.run(arrivals));
+        let shared = Rc::clone(&shared);
+        tokio_uring::spawn(async move {
+            reactor.run(arrivals).await;
+            // It ends only when its ring fails: better no server than one that answers nobody.
+            shared.stop.notify_one();
+        });
     }
     let acceptors = [Some(unix), tcp].into_iter().flatten();
     let acceptors = acceptors

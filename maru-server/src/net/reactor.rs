@@ -20,13 +20,10 @@ use tracing::debug;
 
 use super::connection::{Connection, Pause, Wait};
 use super::doorbell::Doorbell;
+use super::ring::{COMPLETIONS, SUBMISSIONS};
 use super::task;
 use crate::output::Output;
 
-/// Entries of the submission queue; a full one is submitted at once, so this bounds nothing else.
-const SUBMISSIONS: u32 = 1024;
-/// Entries of the completion queue: each connection has at most one receive and one send under way.
-const COMPLETIONS: u32 = 16 * 1024;
 /// How long the reactor goes on before other tasks of the runtime have a turn.
 const TURN: Duration = Duration::from_micros(200);
 

@@ -6,10 +6,10 @@ use rustix::io::Errno;
 
 use crate::error::ServerError;
 
-/// Entries of the submission queue.
-const SUBMISSIONS: u32 = 1024;
-/// Entries of the completion queue: one for each read and write that may be under way, with room to spare.
-const COMPLETIONS: u32 = 16 * 1024;
+/// Entries of a submission queue; a full one is submitted at once, so this bounds nothing else.
+pub(super) const SUBMISSIONS: u32 = 1024;
+/// Entries of a completion queue: each connection has at most one read and one write under way.
+pub(super) const COMPLETIONS: u32 = 16 * 1024;
 
 /// A runtime whose ring tells the kernel that one thread uses it.
 pub(super) fn runtime() -> Result<tokio_uring::Runtime, ServerError> {
@@ -39,7 +39,9 @@ pub(super) fn explain(error: &io::Error) -> String {
         (Some(Errno::NOSYS), _) => {
             "the kernel has none, or a sandbox hides it; Linux 6.0 or later is needed".to_owned()
         }
-        (Some(Errno::INVAL), _) => "the kernel is too old; Linux 6.0 or later is needed".to_owned(),
+        (Some(Errno::INVAL), _) => {
+            "the kernel is too old; Linux 6.0 or later is needed, 6.1 for --driver ring".to_owned()
+        }
         (Some(Errno::NOMEM), _) => {
             format!("its memory is not granted ({error}); raise the limit of locked memory (`ulimit -l`)")
         }
