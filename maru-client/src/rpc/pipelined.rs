@@ -63,6 +63,8 @@ struct Outbox {
     bytes: Vec<u8>,
     /// Bytes that went out already.
     sent: usize,
+    /// The socket took no more, so the thread sends the rest. What was only appended is sent by the task that did.
+    stuck: bool,
 }
 
 impl Pipelined {
@@ -279,13 +281,17 @@ impl Wire {
             self.writes.fetch_add(1, Ordering::Relaxed);
             match self.stream.write(&outbox.bytes[outbox.sent..]) {
                 Ok(sent) => outbox.sent += sent,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    outbox.stuck = true;
+                    return Ok(false);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
         outbox.bytes.clear();
         outbox.sent = 0;
+        outbox.stuck = false;
         Ok(true)
     }
 
@@ -356,7 +362,7 @@ impl Wire {
 
     /// Sleeps until there is something to read, room for what is left to be sent, or a deadline.
     fn wait(&self) -> Result<()> {
-        let unsent = !lock(&self.outbox).bytes.is_empty();
+        let stuck = lock(&self.outbox).stuck;
         self.idle.store(true, Ordering::SeqCst);
         // A request that is enlisted from here on finds the flag and rings; one from before is seen here.
         let idle = lock(&self.slots).in_use() == 0;
@@ -364,7 +370,7 @@ impl Wire {
         let tick = (self.timeout / 8).clamp(Duration::from_millis(1), Duration::from_millis(250));
         let tick = Timespec { tv_sec: 0, tv_nsec: tick.subsec_nanos().into() };
         let mut interest = PollFlags::IN;
-        interest.set(PollFlags::OUT, unsent);
+        interest.set(PollFlags::OUT, stuck);
         let fd = self.stream.fd();
         let mut fds = [PollFd::new(&fd, interest), PollFd::new(&self.bell, PollFlags::IN)];
         match poll(&mut fds, (!idle).then_some(&tick)) {
@@ -375,7 +381,7 @@ impl Wire {
         if fds[1].revents().contains(PollFlags::IN) {
             let _ = rustix::io::read(&self.bell, &mut [0u8; 8]);
         }
-        if unsent {
+        if stuck {
             let lost = |source| Error::Io { what: "write to the server", source };
             self.send(&mut lock(&self.outbox)).map_err(lost)?;
         }
