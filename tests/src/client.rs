@@ -19,11 +19,16 @@ impl ClientProcess {
     /// # Panics
     /// When it does not start.
     pub fn start() -> ClientProcess {
-        let mut child = std::process::Command::new(binary("maru-test-client"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the client starts");
+        ClientProcess::start_by(std::process::Command::new(binary("maru-test-client")))
+    }
+
+    /// Starts a client by a command that may have an environment of its own.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_by(mut command: std::process::Command) -> ClientProcess {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the client starts");
         let stdin = child.stdin.take().expect("stdin is a pipe");
         let stdout = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
         ClientProcess { child, stdin, stdout }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// How the client's handler is configured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ClientConfig {
-    /// Where the server listens: a path or a URL.
+    /// Where the server listens: a path or a URL, or nothing for the default.
     pub address: String,
     /// The instance's name.
     pub instance_id: String,

@@ -1,6 +1,6 @@
 //! What client processes share, and what they can't do to each other.
 
-use maru_tests::{ClientConfig, ClientProcess, Command, Reply, ServerProcess, wait_until};
+use maru_tests::{ClientConfig, ClientProcess, Command, Reply, ServerProcess, binary, wait_until};
 
 fn keys(prefix: &str, count: usize) -> Vec<String> {
     (0..count).map(|n| format!("{prefix}-{n}")).collect()
@@ -357,4 +357,32 @@ fn tcp_clients_on_the_same_host_find_the_memory_by_path() {
     assert_eq!(reader.count(Command::Read(keys("chunk", 5))), 5);
     let mut unix = ClientProcess::connect(&server, "unix");
     assert_eq!(unix.count(Command::Read(keys("chunk", 5))), 5);
+}
+
+/// What the README says of the default, and both sides go by without being told.
+#[test]
+fn a_client_finds_the_server_at_the_default_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let uid = rustix::process::geteuid().as_raw();
+    let path = folder.path();
+    let with_runtime_dir = [("XDG_RUNTIME_DIR", path), ("TMPDIR", std::path::Path::new("/nowhere"))];
+    let without = [("XDG_RUNTIME_DIR", std::path::Path::new("")), ("TMPDIR", path)];
+    for (environment, socket) in
+        [(with_runtime_dir, "maru/maru.sock".to_owned()), (without, format!("maru-{uid}/maru.sock"))]
+    {
+        let mut command = std::process::Command::new(binary("maru-server"));
+        command.envs(environment).arg("--pool-dir").arg(path.join("pool")).args(["--pool-size", "2MiB"]);
+        let mut server = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+        wait_until("the server listens", || {
+            std::os::unix::net::UnixStream::connect(path.join(&socket)).is_ok()
+        });
+        let mut command = std::process::Command::new(binary("maru-test-client"));
+        command.envs(environment);
+        let mut client = ClientProcess::start_by(command);
+        let config = ClientConfig { address: String::new(), ..ClientConfig::new(path, "a") };
+        let connected = client.call(Command::Connect(config));
+        server.kill().unwrap();
+        server.wait().unwrap();
+        assert_eq!(connected, Reply::Done, "{socket}");
+    }
 }

@@ -135,12 +135,14 @@ fn check(keys: &[String], prefix: &Prefix) {
 
 fn connect(config: &ClientConfig) -> Result<MaruHandler, Error> {
     let mut handler = Config::new()
-        .address(config.address.parse()?)
         .instance_id(&config.instance_id)
         .page_size(config.page_size)
         .region_size(config.region_size)
         .auto_expand(config.auto_expand)
         .eager(config.eager);
+    if !config.address.is_empty() {
+        handler = handler.address(config.address.parse()?);
+    }
     if let Some(size) = config.expand_size {
         handler = handler.expand_size(size);
     }
