@@ -18,7 +18,7 @@ pub(crate) fn write(path: &Path, text: &str) -> Result<(), BenchError> {
 /// Writes figures as JSON.
 ///
 /// # Errors
-/// Those of [`write`].
+/// Those of [`write()`].
 pub(crate) fn write_json(path: &Path, figures: &impl Serialize) -> Result<(), BenchError> {
     let mut text = serde_json::to_string_pretty(figures).expect("plain figures are always JSON");
     text.push('\n');
