@@ -58,8 +58,8 @@ pub(crate) struct ReplayArgs {
     #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = chunk_size)]
     pub(crate) chunk_size: usize,
 
-    /// Bytes of the pool, such as 8GiB [default: what the chunks of all requests need]. When it is full, further
-    /// chunks are counted as not stored.
+    /// Bytes of the pool, such as 8GiB [default: what the chunks of all requests need]. When it is full, cold
+    /// chunks are evicted; a chunk for which nothing can go is counted as not stored.
     #[arg(long, value_name = "SIZE")]
     pub(crate) pool_size: Option<ByteSize>,
 

@@ -26,8 +26,6 @@ struct Chunk {
     length: usize,
     region_id: u32,
     page_index: u32,
-    /// Whether the chunk leans on an explicit pin instead of having its own.
-    leans: bool,
     /// Guards of this chunk.
     guards: AtomicU32,
 }
@@ -52,12 +50,12 @@ impl<'a> Found<'a> {
         Found { shared, chunks: Vec::with_capacity(chunks.min(1024)), regions: Vec::new() }
     }
 
-    /// Adds a chunk that the server has pinned, or that leans on an explicit pin. `false` when its region is gone.
+    /// Adds a chunk that the server has pinned. `false` when its region is gone.
     ///
     /// # Errors
     /// [`Error::Map`](crate::Error::Map) and those of any request. Nothing is added then, and the pin is the caller's to
     /// release.
-    pub(crate) fn add(&mut self, digest: KeyDigest, location: &LocationRecord, leans: bool) -> Result<bool> {
+    pub(crate) fn add(&mut self, digest: KeyDigest, location: &LocationRecord) -> Result<bool> {
         let region_id = location.region_id.get();
         // Chunks of one prefix lie in few regions, mostly in the one seen last.
         if self.regions.last().is_none_or(|region| region.id() != region_id) {
@@ -74,7 +72,6 @@ impl<'a> Found<'a> {
             length,
             region_id,
             page_index: region.page_of(offset),
-            leans,
             guards: AtomicU32::new(1),
         });
         Ok(true)
@@ -99,22 +96,15 @@ impl Drop for Found<'_> {
 
 /// Lets go of one guard of each chunk, and of the pins of those that have none left.
 fn release(shared: &Shared, chunks: &[Chunk]) {
-    let mut leaning = Vec::new();
     let released = chunks.iter().filter(|chunk| {
         let last = chunk.guards.fetch_sub(1, Ordering::Release) == 1;
         if last {
             // Whatever other threads read through their guards, they read before the page can be written again.
             fence(Ordering::Acquire);
-            if chunk.leans {
-                leaning.push(chunk.digest);
-            }
         }
-        last && !chunk.leans
+        last
     });
     shared.release(released.map(|chunk| chunk.digest));
-    for digest in leaning {
-        shared.straighten(digest);
-    }
 }
 
 impl PinGroup {

@@ -22,7 +22,6 @@
 
 mod config;
 mod error;
-mod explicit;
 mod guard;
 mod handler;
 mod key;

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use maru_proto::{
     AllocationFilter, ConnectionKind, DigestKey, FrameStatus, GetRegionRequest, HelloRequest, KeyDigest,
@@ -13,12 +14,11 @@ use maru_proto::{
 
 use crate::config::{Address, Config};
 use crate::error::{Error, ProtocolError, Result};
-use crate::explicit::ExplicitPins;
 use crate::handler::Announcements;
 use crate::maintenance::Bell;
 use crate::memory::{Access, OwnPages, Region, Regions};
 use crate::page::PageLocation;
-use crate::releases::Releases;
+use crate::releases::{PinKind, Releases};
 use crate::rpc::request::{GetRegion, ListAllocations, ListPools, RequestAlloc, ReturnAlloc};
 use crate::rpc::{Backlog, Connection, Control, Pipelined, Stream, hello};
 use crate::sync::lock;
@@ -48,10 +48,10 @@ pub(crate) struct Shared {
     pub(crate) own: Arc<OwnPages>,
     pub(crate) regions: Regions,
     releases: Arc<Releases>,
-    pub(crate) explicit: ExplicitPins,
     pub(crate) announcements: Announcements,
-    /// Held by the thread that gets more pages, so that others wait for these instead of asking for more.
-    pub(crate) expanding: Mutex<()>,
+    /// Held by the thread that gets more pages, so that others wait for these instead of asking for more: when the server
+    /// last said that it has no room for a region.
+    pub(crate) expanding: Mutex<Option<Instant>>,
     closed: AtomicBool,
     /// Own regions that were given back.
     returned: Mutex<HashSet<u32>>,
@@ -66,13 +66,17 @@ struct Late {
 }
 
 impl Backlog for Late {
-    fn releases(&self, send: &mut dyn FnMut(&[KeyDigest])) {
+    fn releases(&self, send: &mut dyn FnMut(PinKind, &[KeyDigest])) {
         self.releases.drain(send);
     }
 
-    fn unpin(&self, digests: Vec<KeyDigest>) {
-        self.releases.add(digests);
+    fn unpin(&self, kind: PinKind, digests: Vec<KeyDigest>) {
+        self.releases.add(kind, digests);
         self.bell.ring();
+    }
+
+    fn reclaim(&self, pages: Vec<PageLocation>) {
+        pages.into_iter().for_each(|page| self.own.reclaim(page));
     }
 
     fn settle(&self, pages: Vec<(PageLocation, bool)>) {
@@ -121,7 +125,6 @@ impl Shared {
             own,
             regions: Regions::default(),
             releases,
-            explicit: ExplicitPins::default(),
             announcements: Announcements::default(),
             expanding: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -167,13 +170,13 @@ impl Shared {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// Gathers pins to be released.
+    /// Gathers pins of guards to be released.
     pub(crate) fn release(&self, digests: impl Iterator<Item = KeyDigest>) {
         let mut digests = digests.peekable();
         if digests.peek().is_none() {
             return;
         }
-        if self.releases.add(digests) >= FLUSH_AT {
+        if self.releases.add(PinKind::Guard, digests) >= FLUSH_AT {
             // A connection that is lost has lost its pins as well.
             let _ = self.connection.flush_releases();
         } else {
@@ -224,12 +227,6 @@ impl Shared {
     /// A region that chunks lie in, mapped; `None` when it is gone.
     pub(crate) fn region(&self, region_id: u32) -> Result<Option<Arc<Region>>> {
         self.regions.get_or_map(region_id, || self.map_foreign(region_id))
-    }
-
-    /// A guard that leaned on an explicit pin is gone.
-    pub(crate) fn straighten(&self, digest: KeyDigest) {
-        let pins = self.explicit.straighten(digest);
-        self.release((0..pins).map(|_| digest));
     }
 
     fn map_foreign(&self, region_id: u32) -> Result<Option<Region>> {

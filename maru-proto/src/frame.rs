@@ -44,13 +44,14 @@ impl Flags {
     pub const NONE: Flags = Flags(0);
     /// The frame answers the request with the same id.
     pub const RESPONSE: Flags = Flags(1);
-    /// On LOOKUP_KV: pin what is found. The two together are an acquire.
+    /// On LOOKUP_KV: pin what is found, for a reader. The two together are an acquire. On UNPIN_KV: release a pin that was
+    /// taken so, instead of one that PIN_KV took.
     pub const PIN: Flags = Flags(1 << 1);
     /// Stop at the first record that fails; the rest is SKIPPED.
     pub const PREFIX_STOP: Flags = Flags(1 << 2);
     /// On UNPIN_KV: no response is wanted.
     pub const NO_REPLY: Flags = Flags(1 << 3);
-    /// On RECLAIM_PAGES: evict cold entries of the caller where too few pages are free.
+    /// On RECLAIM_PAGES, of any region: evict cold entries of the caller where too few pages are free.
     pub const EVICT: Flags = Flags(1 << 4);
 
     /// Whether every flag of `other` is set.

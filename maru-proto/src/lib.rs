@@ -41,9 +41,10 @@ pub use hello::{
 };
 pub use opcode::Opcode;
 pub use records::{
-    AllocationFilter, GetRegionRequest, HeartbeatRecord, ListAllocationsRequest, LocationRecord,
-    POOL_PATH_MAX, PageRecord, PoolKind, PoolRecord, ReclaimRequest, RegionRecord, RegionState,
-    RegisterRecord, RequestAllocRequest, ReturnAllocRequest, StatKind, StatRecord, UsageRecord, UsageRequest,
+    AllocationFilter, EvictionReason, GetRegionRequest, HeartbeatRecord, ListAllocationsRequest,
+    LocationRecord, POOL_PATH_MAX, PageRecord, PoolKind, PoolRecord, ReclaimRequest, RegionRecord,
+    RegionState, RegisterRecord, RequestAllocRequest, ReturnAllocRequest, StatKind, StatRecord, UsageRecord,
+    UsageRequest,
 };
 pub use status::{FrameStatus, RecordStatus, STATUS_PADDING, statuses};
 

@@ -192,7 +192,7 @@ records! {
     }
 
     /// What one instance uses.
-    UsageRecord: 184 {
+    UsageRecord: 200 {
         /// The instance's number.
         instance: U32,
         /// Open connections.
@@ -209,6 +209,10 @@ records! {
         pinned_entries: U64,
         /// Pins that it holds.
         pins: U64,
+        /// Those of them that were taken by name.
+        named_pins: U64,
+        /// Seconds for which it has held the oldest of them; 0 without any.
+        oldest_pin_s: U64,
         /// Milliseconds of its grace period that are left, 0 while it has connections.
         grace_left_ms: U64,
         /// Its name.
@@ -364,6 +368,22 @@ wire_enum! {
         InstancesExpired = 22, "instances_expired";
         /// Pages that owners took back.
         ReclaimedPages = 23, "reclaimed_pages";
+        /// Entries evicted; detail is the wire value of an [`EvictionReason`].
+        Evictions = 24, "evictions";
+        /// Pins by name that ran out.
+        PinsExpired = 25, "pins_expired";
+        /// Seconds for which the oldest pin has been held.
+        OldestPinS = 26, "oldest_pin_s";
+    }
+}
+
+wire_enum! {
+    /// Why an entry was evicted.
+    EvictionReason: u16, from_u16, {
+        /// Its owner needed a page.
+        Owner = 0, "owner";
+        /// It was in an orphan, and somebody needed a region.
+        Orphan = 1, "orphan";
     }
 }
 

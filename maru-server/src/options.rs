@@ -41,6 +41,11 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub grace: Duration,
 
+    /// How long a pin by name lasts after the instance last pinned the entry by name, and at most a tenth more; 0 for as
+    /// long as the instance. Guards last as long as their readers.
+    #[arg(long, value_name = "TIME", default_value = "600s", value_parser = humantime::parse_duration)]
+    pub pin_ttl: Duration,
+
     /// How long a new connection may take to say HELLO.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub hello_deadline: Duration,

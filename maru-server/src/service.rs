@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use maru_proto::{
-    AllocationFilter, AuthToken, ConnectionKind, DecodeError, DigestKey, Flags, Frame, FrameStatus,
-    GetRegionRequest, Head, Header, HeartbeatRecord, HelloRequest, HelloResponse, InstanceId, KeyDigest,
-    ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PoolKind, PoolRecord, ReclaimRequest,
-    RecordStatus, RegionRecord, RegionState, RegisterRecord, RequestAllocRequest, ReturnAllocRequest,
-    SessionToken, StatKind, StatRecord, UsageRecord, UsageRequest, VERSION, VersionRange, max_response_body,
+    AllocationFilter, AuthToken, ConnectionKind, DecodeError, DigestKey, EvictionReason, Flags, Frame,
+    FrameStatus, GetRegionRequest, Head, Header, HeartbeatRecord, HelloRequest, HelloResponse, InstanceId,
+    KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PoolKind, PoolRecord,
+    ReclaimRequest, RecordStatus, RegionRecord, RegionState, RegisterRecord, RequestAllocRequest,
+    ReturnAllocRequest, SessionToken, StatKind, StatRecord, UsageRecord, UsageRequest, VERSION, VersionRange,
+    max_response_body,
 };
 use rustix::io::Errno;
 use zerocopy::FromZeros;
@@ -15,8 +16,9 @@ use zerocopy::FromZeros;
 use crate::counters::Counters;
 use crate::output::Output;
 use crate::state::{
-    AllocError, DeleteError, Digest, Figures, InstanceNumber, Limits, Location, PinError, PoolId, PoolSpec,
-    RegionId, RegionInfo, Registered, RetiredRegion, ReturnError, State, Token, UnpinError,
+    AllocError, DeleteError, Digest, Figures, InstanceNumber, Limits, Location, PinError, PinKind, PoolId,
+    PoolSpec, RegionId, RegionInfo, Registered, Request, RetiredRegion, ReturnError, State, Token,
+    UnpinError,
 };
 
 /// Records whose memory is brought near together: enough to hide how long memory takes, few enough to stay near.
@@ -115,6 +117,15 @@ pub struct Service {
     stopping: bool,
 }
 
+/// What ended because its time was over.
+#[derive(Clone, Copy, Debug)]
+pub struct Expired {
+    /// Instances.
+    pub instances: usize,
+    /// Pins by name.
+    pub pins: u64,
+}
+
 /// A frame is refused as a whole.
 #[derive(Clone, Copy, Debug)]
 struct Refused(FrameStatus);
@@ -170,12 +181,12 @@ impl Service {
         }
     }
 
-    /// Ends the instances whose grace period is over; how many there were.
-    pub fn expire(&mut self, now: Duration) -> usize {
-        self.state.expire(now)
+    /// Ends the instances and the pins by name whose time is over.
+    pub fn expire(&mut self, now: Duration) -> Expired {
+        Expired { instances: self.state.expire(now), pins: self.state.expire_pins(now) }
     }
 
-    /// When the next grace period ends.
+    /// When the next instance or pin ends.
     pub fn next_expiry(&self) -> Option<Duration> {
         self.state.next_expiry()
     }
@@ -286,13 +297,17 @@ impl Service {
             Opcode::GetRegion => return self.get_region(session, frame, out),
             Opcode::ListPools => self.list_pools(frame, out)?,
             Opcode::ReclaimPages => self.reclaim_pages(caller, frame, out)?,
-            Opcode::RegisterKv | Opcode::BatchRegisterKv => self.register(caller, frame, out)?,
-            Opcode::LookupKv | Opcode::BatchLookupKv => self.lookup(caller, frame, frame.flags(), out)?,
+            Opcode::RegisterKv | Opcode::BatchRegisterKv => self.register(caller, frame, now, out)?,
+            Opcode::LookupKv | Opcode::BatchLookupKv => {
+                let pin = frame.flags().contains(Flags::PIN).then_some(PinKind::Guard);
+                let prefix_stop = frame.flags().contains(Flags::PREFIX_STOP);
+                self.lookup(caller, frame, pin, prefix_stop, now, out)?;
+            }
             Opcode::ExistsKv | Opcode::BatchExistsKv => self.exists(frame, out)?,
             Opcode::DeleteKv | Opcode::BatchDeleteKv => self.delete(frame, out)?,
-            Opcode::PinKv => self.lookup(caller, frame, Flags::PIN, out)?,
-            Opcode::BatchPinKv => self.lookup(caller, frame, Flags::PIN | Flags::PREFIX_STOP, out)?,
-            Opcode::UnpinKv | Opcode::BatchUnpinKv => self.unpin(caller, frame, out)?,
+            Opcode::PinKv => self.lookup(caller, frame, Some(PinKind::Named), false, now, out)?,
+            Opcode::BatchPinKv => self.lookup(caller, frame, Some(PinKind::Named), true, now, out)?,
+            Opcode::UnpinKv | Opcode::BatchUnpinKv => self.unpin(caller, frame, now, out)?,
             Opcode::GetStats => self.get_stats(frame, now, out)?,
             Opcode::Heartbeat => self.heartbeat(frame, now, out)?,
             Opcode::GetUsage => self.get_usage(frame, now, out)?,
@@ -454,10 +469,18 @@ impl Service {
         let request = frame.record::<ReclaimRequest>()?;
         let region = Some(RegionId(request.region_id.get())).filter(|region| region.0 != 0);
         let want = (request.want.get() as usize).min(self.records_that_fit::<PageRecord>());
+        let evict = frame.flags().contains(Flags::EVICT);
+        if evict && region.is_some() {
+            return Err(FrameStatus::InvalidArgument.into());
+        }
+        let page =
+            |region: RegionId, page: u32| PageRecord { region_id: region.0.into(), page_index: page.into() };
         let mut pages = Vec::new();
-        self.state.reclaim(caller, region, want, |region, page| {
-            pages.push(PageRecord { region_id: region.0.into(), page_index: page.into() });
-        })?;
+        self.state.reclaim(caller, region, want, |region, index| pages.push(page(region, index)))?;
+        if evict {
+            let left = want - pages.len();
+            self.state.evict(caller, left, |region, index| pages.push(page(region, index)));
+        }
         out.push(ok(frame), &pages);
         self.one_frame(frame, pages.len());
         Ok(())
@@ -467,15 +490,18 @@ impl Service {
         &mut self,
         caller: InstanceNumber,
         frame: &Frame<'_>,
+        now: Duration,
         out: &mut Output,
     ) -> Result<(), Refused> {
         let records = frame.records::<RegisterRecord>()?;
+        let mut request = Request::new(caller, now, records.len());
         let statuses = out.push_statuses(ok(frame), records.len());
         for (n, (record, status)) in records.iter().zip(statuses).enumerate() {
             self.look_ahead(records, n, |record| digest(&record.digest));
             let region = RegionId(record.region_id.get());
             let (offset, length) = (record.offset.get(), record.length.get());
-            *status = match self.state.register(caller, digest(&record.digest), region, offset, length) {
+            let digest = digest(&record.digest);
+            *status = match self.state.register(&mut request, digest, region, offset, length) {
                 Registered::Done => RecordStatus::Ok,
                 Registered::Exists => RecordStatus::Exists,
                 Registered::RegionNotFound => RecordStatus::RegionNotFound,
@@ -488,24 +514,25 @@ impl Service {
         Ok(())
     }
 
-    /// LOOKUP_KV, PIN_KV and what both together are, an acquire: they differ in their flags only.
+    /// LOOKUP_KV, PIN_KV and what both together are, an acquire: they differ in whether they pin, and how.
     fn lookup(
         &mut self,
         caller: InstanceNumber,
         frame: &Frame<'_>,
-        flags: Flags,
+        pin: Option<PinKind>,
+        prefix_stop: bool,
+        now: Duration,
         out: &mut Output,
     ) -> Result<(), Refused> {
         let digests = frame.records::<KeyDigest>()?;
         let locations = out.push_records::<LocationRecord>(ok(frame), digests.len());
-        let (pin, prefix_stop) = (flags.contains(Flags::PIN), flags.contains(Flags::PREFIX_STOP));
+        let mut request = Request::new(caller, now, digests.len());
         let (mut hits, mut tried) = (0, 0);
         for (n, (key, record)) in digests.iter().zip(&mut *locations).enumerate() {
             self.look_ahead(digests, n, digest);
-            let found = if pin {
-                self.state.pin(caller, digest(key))
-            } else {
-                self.state.lookup(digest(key)).ok_or(PinError::NotFound)
+            let found = match pin {
+                Some(kind) => self.state.pin(&mut request, digest(key), kind),
+                None => self.state.lookup(&mut request, digest(key)).ok_or(PinError::NotFound),
             };
             tried += 1;
             match found {
@@ -525,6 +552,8 @@ impl Service {
             }
         }
         locations[tried..].fill(LocationRecord::without(RecordStatus::Skipped));
+        // What is asked for and not there is likely to be stored next, and continues what stands before it.
+        digests[tried..].iter().for_each(|key| self.state.pass_over(&mut request, digest(key)));
         self.counters.looked_up(hits, tried - hits);
         self.one_frame(frame, digests.len());
         Ok(())
@@ -536,7 +565,7 @@ impl Service {
         let statuses = out.push_statuses(ok(frame), digests.len());
         for (n, (key, status)) in digests.iter().zip(statuses).enumerate() {
             self.look_ahead(digests, n, digest);
-            let found = self.state.lookup(digest(key)).is_some();
+            let found = self.state.find(digest(key)).is_some();
             *status = if found { RecordStatus::Ok } else { RecordStatus::NotFound } as u8;
             if !found && prefix_stop {
                 break;
@@ -564,11 +593,19 @@ impl Service {
         Ok(())
     }
 
-    fn unpin(&mut self, caller: InstanceNumber, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
+    fn unpin(
+        &mut self,
+        caller: InstanceNumber,
+        frame: &Frame<'_>,
+        now: Duration,
+        out: &mut Output,
+    ) -> Result<(), Refused> {
         let digests = frame.records::<KeyDigest>()?;
+        let kind = if frame.flags().contains(Flags::PIN) { PinKind::Guard } else { PinKind::Named };
+        let request = Request::new(caller, now, digests.len());
         let unpinned = digests.iter().enumerate().map(|(n, key)| {
             self.look_ahead(digests, n, digest);
-            let status = match self.state.unpin(caller, digest(key)) {
+            let status = match self.state.unpin(&request, digest(key), kind) {
                 Ok(()) => RecordStatus::Ok,
                 Err(UnpinError::NotFound) => RecordStatus::NotFound,
                 Err(UnpinError::NotPinned) => RecordStatus::NotPinned,
@@ -591,8 +628,10 @@ impl Service {
     fn get_stats(&mut self, frame: &Frame<'_>, now: Duration, out: &mut Output) -> Result<(), Refused> {
         empty(frame)?;
         self.one_frame(frame, 0);
-        let figures = self.state.figures();
+        let figures = self.state.figures(now);
         let mut records = figure_stats(&figures).to_vec();
+        records.push(stat(StatKind::Evictions, EvictionReason::Owner as u16, figures.evicted_for_owner));
+        records.push(stat(StatKind::Evictions, EvictionReason::Orphan as u16, figures.evicted_with_orphan));
         records.push(stat(StatKind::UptimeMs, 0, milliseconds(now)));
         records.push(stat(StatKind::Epoch, 0, self.config.epoch));
         records.extend(self.counters.stats());
@@ -620,6 +659,8 @@ impl Service {
                 entry_bytes: usage.entry_bytes.into(),
                 pinned_entries: usage.pinned_entries.into(),
                 pins: usage.pins.into(),
+                named_pins: usage.named_pins.into(),
+                oldest_pin_s: usage.oldest_pin_seconds.into(),
                 grace_left_ms: milliseconds(usage.grace_left).into(),
                 instance_id: InstanceId::new(usage.name).expect("the name was checked at HELLO"),
             });
@@ -757,7 +798,7 @@ pub(crate) fn stat(kind: StatKind, detail: u16, value: u64) -> StatRecord {
     StatRecord { kind: (kind as u16).into(), detail: detail.into(), reserved: 0.into(), value: value.into() }
 }
 
-fn figure_stats(figures: &Figures) -> [StatRecord; 15] {
+fn figure_stats(figures: &Figures) -> [StatRecord; 17] {
     [
         (StatKind::Entries, figures.entries),
         (StatKind::EntryBytes, figures.entry_bytes),
@@ -774,6 +815,8 @@ fn figure_stats(figures: &Figures) -> [StatRecord; 15] {
         (StatKind::EntryCapacity, figures.entry_capacity),
         (StatKind::InstancesExpired, figures.instances_expired),
         (StatKind::ReclaimedPages, figures.reclaimed_pages),
+        (StatKind::PinsExpired, figures.pins_expired),
+        (StatKind::OldestPinS, figures.oldest_pin_seconds),
     ]
     .map(|(kind, value)| stat(kind, 0, value))
 }

@@ -101,15 +101,13 @@ fn free_by_location_takes_detached_pages_only() {
 }
 
 #[test]
-fn a_chunk_pinned_by_name_is_read_without_asking_and_stays_while_it_is_read() {
+fn a_guard_of_a_chunk_pinned_by_name_has_a_pin_of_its_own() {
     let server = ServerProcess::start(&[]);
     let handler = connect(&server);
     let other = connect(&server);
     store(&handler, "chunk").unwrap();
     assert_eq!(handler.pin_kv("chunk").unwrap(), Pinned::Pinned);
-    let rpcs = handler.client_stats().rpcs;
     let guard = handler.retrieve("chunk").unwrap().unwrap();
-    assert_eq!(handler.client_stats().rpcs, rpcs);
     assert_eq!(handler.unpin_kv("chunk").unwrap(), Unpinned::Unpinned);
     assert_eq!(handler.unpin_kv("chunk").unwrap(), Unpinned::NotPinned);
     assert_eq!(other.delete("chunk").unwrap(), Deleted::Pinned, "the guard keeps the pin");
@@ -236,7 +234,6 @@ fn a_page_whose_store_timed_out_is_not_used_until_the_server_has_answered() {
     assert!(matches!(store(&handler, "late"), Err(Error::Timeout { .. })));
     let next = handler.alloc(PAGE).unwrap();
     assert_eq!(next.page_index(), 1, "the page in doubt is not handed out");
-    assert!(matches!(store(&handler, "other"), Err(Error::Timeout { .. } | Error::PoolExhausted)));
     server.resume();
     wait_until("the late store is there", || handler.exists("late").is_ok_and(|exists| exists));
     let chunk = handler.retrieve("late").unwrap().unwrap();

@@ -246,9 +246,17 @@ fn a_handler_expands_where_it_may_and_says_so_where_it_may_not() {
     assert_eq!(expanding.stats().regions, 4, "16 pages, then 32 at a time");
 
     let mut fixed = ClientProcess::connect_with(ClientConfig { auto_expand: false, ..config });
-    let words = fixed.each(Command::Store(keys("f", 17), 4096));
-    assert_eq!(words[..16], all("stored", 16));
-    assert!(words[16].contains("no page is free"), "{}", words[16]);
+    assert_eq!(fixed.each(Command::Store(keys("f", 16), 4096)), all("stored", 16));
+    assert_eq!(fixed.each(Command::Pin(keys("f", 16))), all("pinned", 16));
+    let words = fixed.each(Command::Store(key("g"), 4096));
+    assert!(words[0].contains("no page is free"), "{}", words[0]);
+    assert_eq!(fixed.each(Command::Unpin(key("f-7"))), ["unpinned"]);
+    assert_eq!(
+        fixed.each(Command::Store(key("g"), 4096)),
+        ["stored"],
+        "in the place of the one without a pin"
+    );
+    assert_eq!(fixed.each(Command::Exists(keys("f", 16))).iter().filter(|word| *word == "no").count(), 1);
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use maru_proto::KeyDigest;
-use maru_server::state::{Digest, InstanceNumber, Limits, PoolSpec, RegionId, Registered, State, Token};
+use maru_server::state::{
+    Digest, InstanceNumber, Limits, PinKind, PoolSpec, RegionId, Registered, Request, State, Token,
+};
 
 use crate::error::BenchError;
 use crate::mix::mix;
@@ -32,6 +34,7 @@ impl Directory {
             min_page_size: PAGE,
             max_page_size: PAGE,
             grace: Duration::ZERO,
+            pin_ttl: Duration::ZERO,
         };
         let mut state = State::new(limits, &[PoolSpec { size, granularity: PAGE }]);
         let caller = state.open_instance("bench", Token(1)).expect("the first instance has room");
@@ -43,16 +46,21 @@ impl Directory {
 
     /// Registers entries from a page on.
     pub(crate) fn register(&mut self, digests: &[KeyDigest], page: u64) {
+        let mut request = self.request(digests.len());
         for (chunk, first) in digests.chunks(AHEAD).zip((page..).step_by(AHEAD)) {
             self.state.prefetch(chunk.iter().map(digest));
             for (key, page) in chunk.iter().zip(first..) {
-                self.insert(digest(key), page);
+                self.insert(&mut request, digest(key), page);
             }
         }
     }
 
-    fn insert(&mut self, digest: Digest, page: u64) {
-        let registered = self.state.register(self.caller, digest, self.region, page * PAGE, 64);
+    fn request(&self, keys: usize) -> Request {
+        Request::new(self.caller, Duration::ZERO, keys)
+    }
+
+    fn insert(&mut self, request: &mut Request, digest: Digest, page: u64) {
+        let registered = self.state.register(request, digest, self.region, page * PAGE, 64);
         assert_eq!(registered, Registered::Done);
     }
 
@@ -64,16 +72,17 @@ impl Directory {
 
     /// Pins and unpins entries.
     pub(crate) fn pin_and_unpin(&mut self, digests: &[KeyDigest]) {
+        let mut request = self.request(digests.len());
         for chunk in digests.chunks(AHEAD) {
             self.state.prefetch(chunk.iter().map(digest));
             for key in chunk {
-                self.state.pin(self.caller, digest(key)).expect("it was registered");
+                self.state.pin(&mut request, digest(key), PinKind::Guard).expect("it was registered");
             }
         }
         for chunk in digests.chunks(AHEAD) {
             self.state.prefetch(chunk.iter().map(digest));
             for key in chunk {
-                self.state.unpin(self.caller, digest(key)).expect("it was pinned");
+                self.state.unpin(&request, digest(key), PinKind::Guard).expect("it was pinned");
             }
         }
     }
@@ -92,7 +101,7 @@ pub(crate) fn grow(entries: u32) -> Result<(f64, Duration), BenchError> {
     for page in 0..u64::from(entries) {
         let digest = Digest(u128::from(mix(page)) << 64 | u128::from(mix(!page)));
         let began = Instant::now();
-        directory.insert(digest, page);
+        directory.insert(&mut directory.request(1), digest, page);
         worst = worst.max(began.elapsed());
     }
     let grown = resident_bytes()?.saturating_sub(before);

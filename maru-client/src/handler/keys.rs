@@ -118,7 +118,7 @@ impl MaruHandler {
         now(self.blocking().exists(&digests))
     }
 
-    /// Finds and pins one chunk. A chunk that this handler has pinned by name is found without asking the server.
+    /// Finds and pins one chunk.
     ///
     /// # Errors
     /// Those of [`MaruHandler::acquire`].
@@ -135,8 +135,9 @@ impl MaruHandler {
         now(self.blocking().retrieve(&digests))
     }
 
-    /// Pins a chunk by name, once more, until [`MaruHandler::unpin_kv`] or the end of the instance. For reading,
-    /// [`MaruHandler::acquire`] is safer: its guards can't be forgotten.
+    /// Pins a chunk by name, once more, until [`MaruHandler::unpin_kv`], the end of the instance, or the end of the time
+    /// that the server gives such pins, 10 minutes by default, after the last of this instance's on the chunk. For
+    /// reading, [`MaruHandler::acquire`] is safer: its guards can't be forgotten, and last as long as they live.
     ///
     /// # Errors
     /// [`Error::InvalidKey`], and those of any request.
@@ -153,8 +154,7 @@ impl MaruHandler {
         now(self.blocking().pin(&digests))
     }
 
-    /// Gives back one pin that was taken by name. Guards keep their own pins, and one that leans on this pin keeps it
-    /// until it is dropped.
+    /// Gives back one pin that was taken by name. Guards keep their own pins.
     ///
     /// # Errors
     /// [`Error::InvalidKey`], and those of any request.

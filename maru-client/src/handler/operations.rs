@@ -6,7 +6,6 @@ use maru_proto::{KeyDigest, LocationRecord, RecordStatus, RegisterRecord};
 
 use super::{Deleted, Pinned, Stored, Unpinned};
 use crate::error::{Error, Result};
-use crate::explicit::Unpin;
 use crate::guard::{ChunkRef, Found, Prefix};
 use crate::page::{PageLocation, PageMut};
 use crate::rpc::Transport;
@@ -78,7 +77,7 @@ impl<T: Transport> Operations<'_, T> {
             let locations = self.transport.call(&request).await?;
             let pinned = locations.iter().take_while(|location| is_ok(location)).count();
             for (n, (digest, location)) in digests.iter().zip(&locations).take(pinned).enumerate() {
-                match found.add(*digest, location, false) {
+                match found.add(*digest, location) {
                     Ok(true) => {}
                     missing => {
                         // Neither this chunk nor what lies behind it can be read.
@@ -97,46 +96,28 @@ impl<T: Transport> Operations<'_, T> {
 
     pub(super) async fn retrieve(&self, digests: &[KeyDigest]) -> Result<Vec<Option<ChunkRef>>> {
         let mut chunks = Vec::with_capacity(digests.len());
-        let mut asked = Vec::new();
-        for (n, digest) in digests.iter().enumerate() {
-            let leaning = self.shared.explicit.lean(*digest);
-            chunks.push(match leaning {
-                Some(location) => self.guard(*digest, &location, true)?,
-                None => None,
-            });
-            if leaning.is_none() {
-                asked.push((n, *digest));
-            }
-        }
-        for asked in asked.chunks(self.shared.records_per_frame::<KeyDigest>()) {
-            let digests = asked.iter().map(|(_, digest)| *digest).collect::<Vec<_>>();
-            let request = Lookup { digests: &digests, kind: LookupKind::AcquireEach };
+        for digests in digests.chunks(self.shared.records_per_frame::<KeyDigest>()) {
+            let request = Lookup { digests, kind: LookupKind::AcquireEach };
             let locations = self.transport.call(&request).await?;
-            let mut pinned = asked.iter().zip(&locations).filter(|(_, location)| is_ok(location));
-            while let Some(((n, digest), location)) = pinned.next() {
-                match self.guard(*digest, location, false) {
-                    Ok(guard) => chunks[*n] = guard,
-                    Err(error) => {
-                        self.shared.release(pinned.map(|((_, digest), _)| *digest));
-                        return Err(error);
-                    }
-                }
+            let mut found = digests.iter().zip(&locations);
+            while let Some((digest, location)) = found.next() {
+                let guard = if is_ok(location) { self.guard(*digest, location) } else { Ok(None) };
+                chunks.push(guard.inspect_err(|_| {
+                    let pinned = found.by_ref().filter(|(_, location)| is_ok(location));
+                    self.shared.release(pinned.map(|(digest, _)| *digest));
+                })?);
             }
         }
         Ok(chunks)
     }
 
     /// A guard of a chunk that is pinned; where it can't be mapped the pin is released.
-    fn guard(&self, digest: KeyDigest, location: &LocationRecord, leans: bool) -> Result<Option<ChunkRef>> {
+    fn guard(&self, digest: KeyDigest, location: &LocationRecord) -> Result<Option<ChunkRef>> {
         let mut found = Found::new(self.shared, 1);
-        match found.add(digest, location, leans) {
+        match found.add(digest, location) {
             Ok(true) => Ok(found.into_prefix().into_iter().next()),
             missing => {
-                if leans {
-                    self.shared.straighten(digest);
-                } else {
-                    self.shared.release(std::iter::once(digest));
-                }
+                self.shared.release(std::iter::once(digest));
                 missing.map(|_| None)
             }
         }
@@ -152,17 +133,12 @@ impl<T: Transport> Operations<'_, T> {
         for digests in digests.chunks(self.shared.records_per_frame::<KeyDigest>()) {
             let request = Lookup { digests, kind: LookupKind::Pin };
             let locations = self.transport.call(&request).await?;
-            for (digest, location) in digests.iter().zip(&locations) {
-                outcomes.push(match location.record_status() {
-                    Some(RecordStatus::Ok) => {
-                        self.shared.explicit.add(*digest, *location);
-                        Pinned::Pinned
-                    }
-                    Some(RecordStatus::PinLimit) => Pinned::PinLimit,
-                    Some(RecordStatus::Skipped) => Pinned::Skipped,
-                    _ => Pinned::NotFound,
-                });
-            }
+            outcomes.extend(locations.iter().map(|location| match location.record_status() {
+                Some(RecordStatus::Ok) => Pinned::Pinned,
+                Some(RecordStatus::PinLimit) => Pinned::PinLimit,
+                Some(RecordStatus::Skipped) => Pinned::Skipped,
+                _ => Pinned::NotFound,
+            }));
             if outcomes.last() != Some(&Pinned::Pinned) {
                 break;
             }
@@ -172,18 +148,11 @@ impl<T: Transport> Operations<'_, T> {
     }
 
     pub(super) async fn unpin(&self, digests: &[KeyDigest]) -> Result<Vec<Unpinned>> {
-        let plans = digests.iter().map(|digest| self.shared.explicit.unpin(*digest)).collect::<Vec<_>>();
-        let released = digests.iter().zip(&plans).filter(|(_, plan)| **plan == Unpin::Release);
-        let released = released.map(|(digest, _)| *digest).collect::<Vec<_>>();
-        let mut statuses = self.on_each(&released, Verb::Unpin).await?.into_iter();
-        let outcomes = plans.into_iter().map(|plan| match plan {
-            Unpin::NotPinned => Unpinned::NotPinned,
-            Unpin::Deferred => Unpinned::Unpinned,
-            Unpin::Release => match statuses.next() {
-                Some(RecordStatus::Ok) => Unpinned::Unpinned,
-                Some(RecordStatus::NotPinned) => Unpinned::NotPinned,
-                _ => Unpinned::NotFound,
-            },
+        let statuses = self.on_each(digests, Verb::Unpin).await?;
+        let outcomes = statuses.into_iter().map(|status| match status {
+            RecordStatus::Ok => Unpinned::Unpinned,
+            RecordStatus::NotPinned => Unpinned::NotPinned,
+            _ => Unpinned::NotFound,
         });
         Ok(outcomes.collect())
     }

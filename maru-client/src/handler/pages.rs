@@ -1,26 +1,32 @@
 //! Own memory: pages, and where they come from.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use maru_proto::{FrameStatus, ReclaimRequest};
 
 use super::{MaruHandler, RegionAdded};
 use crate::error::{Error, Result};
+use crate::memory::Claim;
 use crate::page::{PageLocation, PageMut};
 use crate::rpc::request::Reclaim;
 use crate::sync::lock;
 
-/// Pages that are taken back at a time.
-const RECLAIM: u32 = 256;
+/// Freed pages that are taken back at a time.
+const FREED: u32 = 256;
+/// Pages that are asked for where entries have to go for them: few, since what is evicted early could have been read.
+const EVICTED: u32 = 16;
+/// For how long the server is not asked for a region again once it had no room, unless nothing else helps.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 impl MaruHandler {
     /// A page to write a chunk of `length` bytes into. No request is needed while own pages are free; otherwise pages are
     /// taken back that others freed, then another region is asked for where `auto_expand` allows, then cold entries of
-    /// this instance make room where the server evicts. The lowest free page comes first.
+    /// this instance that nobody has pinned make room. The lowest free page comes first.
     ///
     /// # Errors
-    /// [`Error::PageTooLarge`], [`Error::PoolExhausted`] when none of this helps; it never waits for others to free
-    /// something. [`Error::Refused`] when there is no room even for a first region. Those of any request.
+    /// [`Error::PageTooLarge`], [`Error::PoolExhausted`] when none of this helps, as with everything pinned; it never
+    /// waits for others to free something. [`Error::Refused`] when there is no room even for a first region. Those of any request.
     pub fn alloc(&self, length: usize) -> Result<PageMut> {
         match self.alloc_free(length)? {
             Some(page) => Ok(page),
@@ -39,33 +45,54 @@ impl MaruHandler {
         Ok(claim.map(|claim| PageMut::new(Arc::clone(&self.shared), claim, length)))
     }
 
-    fn more_pages(&self) -> Result<crate::memory::Claim> {
+    fn more_pages(&self) -> Result<Claim> {
         let own = &self.shared.own;
-        let _expanding = lock(&self.shared.expanding);
+        let mut full_since = lock(&self.shared.expanding);
         // Another thread may have got some while this one waited.
         if let Some(claim) = own.take() {
             return Ok(claim);
         }
-        let first = own.is_empty();
-        if !first && let Some(claim) = self.reclaim(false)? {
-            return Ok(claim);
+        if own.is_empty() {
+            self.add_region()?;
+            return own.take_any().ok_or(Error::PoolExhausted);
         }
-        if first || self.shared.config.auto_expand {
-            match self.add_region() {
-                Ok(()) => {
-                    if let Some(claim) = own.take_any() {
-                        return Ok(claim);
-                    }
-                }
-                Err(Error::Refused { status: FrameStatus::NoSpace | FrameStatus::Limit, .. }) if !first => {}
-                Err(error) => return Err(error),
+        let is_full = full_since.is_some_and(|since| since.elapsed() < ASK_AGAIN);
+        let may_expand = self.shared.config.auto_expand;
+        if may_expand && !is_full {
+            // What is freed is had for nothing, a region for its memory, and what is evicted is lost.
+            if let Some(claim) = self.reclaim(FREED, false)? {
+                return Ok(claim);
+            }
+            if let Some(claim) = self.expand_if_room(&mut full_since)? {
+                return Ok(claim);
             }
         }
-        self.reclaim(true)?.ok_or(Error::PoolExhausted)
+        if let Some(claim) = self.reclaim(EVICTED, true)? {
+            return Ok(claim);
+        }
+        if may_expand
+            && is_full
+            && let Some(claim) = self.expand_if_room(&mut full_since)?
+        {
+            return Ok(claim);
+        }
+        Err(Error::PoolExhausted)
     }
 
-    fn reclaim(&self, evict: bool) -> Result<Option<crate::memory::Claim>> {
-        let request = ReclaimRequest { want: RECLAIM.into(), region_id: 0.into() };
+    /// A page of a further region, if the server has room for one.
+    fn expand_if_room(&self, full_since: &mut Option<Instant>) -> Result<Option<Claim>> {
+        match self.add_region() {
+            Ok(()) => Ok(self.shared.own.take_any()),
+            Err(Error::Refused { status: FrameStatus::NoSpace | FrameStatus::Limit, .. }) => {
+                *full_since = Some(Instant::now());
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn reclaim(&self, want: u32, evict: bool) -> Result<Option<Claim>> {
+        let request = ReclaimRequest { want: want.into(), region_id: 0.into() };
         let pages = self.shared.connection.answer_to(&Reclaim { request, evict })?;
         Ok(if pages.is_empty() { None } else { self.shared.own.reclaim_and_take(&pages) })
     }

@@ -105,7 +105,7 @@ impl Connection {
     pub(crate) fn flush_releases(&self) -> Result<()> {
         let mut output = lock(&self.output);
         output.clear();
-        self.backlog.releases(&mut |digests| push_releases(&mut output, digests, self.max_body));
+        self.backlog.releases(&mut |kind, digests| push_releases(&mut output, kind, digests, self.max_body));
         if output.is_empty() { Ok(()) } else { self.write(&output) }
     }
 
@@ -119,7 +119,7 @@ impl Connection {
     fn send<R: Request>(&self, request: &R, id: RequestId) -> Result<()> {
         let mut output = lock(&self.output);
         output.clear();
-        self.backlog.releases(&mut |digests| push_releases(&mut output, digests, self.max_body));
+        self.backlog.releases(&mut |kind, digests| push_releases(&mut output, kind, digests, self.max_body));
         push_request(&mut output, request, id);
         self.write(&output)
     }

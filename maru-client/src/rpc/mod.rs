@@ -15,6 +15,7 @@ use maru_proto::KeyDigest;
 
 use crate::error::Result;
 use crate::page::PageLocation;
+use crate::releases::PinKind;
 
 pub(crate) use blocking::Connection;
 pub(crate) use control::{Control, hello};
@@ -32,9 +33,11 @@ pub(crate) trait Transport: Sync {
 /// Where late answers go, and where pins that guards gave up come from.
 pub(crate) trait Backlog: Send + Sync {
     /// Hands over the pins to be released by the way.
-    fn releases(&self, send: &mut dyn FnMut(&[KeyDigest]));
+    fn releases(&self, send: &mut dyn FnMut(PinKind, &[KeyDigest]));
     /// Pins that were taken for nobody.
-    fn unpin(&self, digests: Vec<KeyDigest>);
+    fn unpin(&self, kind: PinKind, digests: Vec<KeyDigest>);
+    /// Pages that the server handed back.
+    fn reclaim(&self, pages: Vec<PageLocation>);
     /// Pages of which it is known now whether they are stored.
     fn settle(&self, pages: Vec<(PageLocation, bool)>);
 }

@@ -5,6 +5,7 @@ use zerocopy::IntoBytes;
 
 use super::request::Request;
 use super::slots::RequestId;
+use crate::releases::PinKind;
 
 /// Appends the frame of a request.
 pub(super) fn push_request<R: Request>(output: &mut Vec<u8>, request: &R, id: RequestId) {
@@ -19,9 +20,9 @@ fn push(output: &mut Vec<u8>, head: Head, body: &[u8]) {
 }
 
 /// Appends frames that release one pin of each digest and want no answer.
-pub(super) fn push_releases(output: &mut Vec<u8>, digests: &[KeyDigest], max_body: usize) {
+pub(super) fn push_releases(output: &mut Vec<u8>, kind: PinKind, digests: &[KeyDigest], max_body: usize) {
     for digests in digests.chunks((max_body / size_of::<KeyDigest>()).max(1)) {
         let opcode = if digests.len() == 1 { Opcode::UnpinKv } else { Opcode::BatchUnpinKv };
-        push(output, Head::request(opcode, Flags::NO_REPLY, 0), digests.as_bytes());
+        push(output, Head::request(opcode, kind.flags() | Flags::NO_REPLY, 0), digests.as_bytes());
     }
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use maru_proto::{Frame, KeyDigest};
+use maru_proto::Frame;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -158,8 +158,8 @@ impl<R: Request> Call<'_, R> {
         // The place is taken for as long as the server may still answer, not only as long as somebody waits.
         place.forget();
         let mut outbox = lock(&self.wire.outbox);
-        self.wire.backlog.releases(&mut |digests: &[KeyDigest]| {
-            push_releases(&mut outbox.bytes, digests, self.wire.max_body);
+        self.wire.backlog.releases(&mut |kind, digests| {
+            push_releases(&mut outbox.bytes, kind, digests, self.wire.max_body);
         });
         push_request(&mut outbox.bytes, self.request, id);
         self.progress = Progress::Queued(id);

@@ -12,6 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::Backlog;
 use crate::error::{Error, ProtocolError, Result};
 use crate::page::PageLocation;
+use crate::releases::PinKind;
 
 /// What came of decoding a body.
 pub(crate) type Decoded<T> = std::result::Result<T, ProtocolError>;
@@ -47,7 +48,9 @@ pub(crate) enum Undo {
     /// The answer changes nothing that matters.
     Nothing,
     /// Release the pins of the digests that were found.
-    Unpin(Vec<KeyDigest>),
+    Unpin(PinKind, Vec<KeyDigest>),
+    /// The pages in it are this instance's again.
+    TakeBack,
     /// Take note which of the pages are stored; the others are free again.
     Settle(Vec<PageLocation>),
 }
@@ -57,12 +60,16 @@ impl Undo {
     pub(super) fn after(self, frame: &Frame<'_>, backlog: &dyn Backlog) {
         match self {
             Undo::Nothing => {}
-            Undo::Unpin(digests) => {
+            Undo::Unpin(kind, digests) => {
                 let locations = frame.records::<LocationRecord>().unwrap_or_default();
                 let pinned = digests.into_iter().zip(locations);
                 let pinned =
                     pinned.filter(|(_, location)| location.record_status() == Some(RecordStatus::Ok));
-                backlog.unpin(pinned.map(|(digest, _)| digest).collect());
+                backlog.unpin(kind, pinned.map(|(digest, _)| digest).collect());
+            }
+            Undo::TakeBack => {
+                let pages = frame.records::<PageRecord>().unwrap_or_default();
+                backlog.reclaim(pages.iter().map(location).collect());
             }
             Undo::Settle(pages) => {
                 let stored = if frame.status() == FrameStatus::Ok {
@@ -180,11 +187,11 @@ impl Request for Reclaim {
         if pages.len() > self.request.want.get() as usize {
             return Err(ProtocolError::Records { expected: self.request.want.get() as usize });
         }
-        let location = |page: &PageRecord| PageLocation {
-            region_id: page.region_id.get(),
-            page_index: page.page_index.get(),
-        };
         Ok(pages.iter().map(location).collect())
+    }
+
+    fn undo(&self) -> Undo {
+        Undo::TakeBack
     }
 }
 
@@ -264,7 +271,11 @@ impl Request for Lookup<'_> {
     }
 
     fn undo(&self) -> Undo {
-        Undo::Unpin(self.digests.to_vec())
+        let kind = match self.kind {
+            LookupKind::Pin => PinKind::Named,
+            LookupKind::AcquirePrefix | LookupKind::AcquireEach => PinKind::Guard,
+        };
+        Undo::Unpin(kind, self.digests.to_vec())
     }
 }
 
@@ -301,6 +312,10 @@ impl Request for OnEach<'_> {
     fn decode(&self, frame: &Frame<'_>) -> Decoded<Vec<RecordStatus>> {
         status_each(frame, self.digests.len())
     }
+}
+
+fn location(page: &PageRecord) -> PageLocation {
+    PageLocation { region_id: page.region_id.get(), page_index: page.page_index.get() }
 }
 
 fn single_or_batch(records: usize, single: Opcode, batch: Opcode) -> Opcode {

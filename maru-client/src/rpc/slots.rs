@@ -220,9 +220,9 @@ mod tests {
     fn an_abandoned_request_is_undone_once() {
         let mut slots = Slots::<()>::default();
         let id = slots.enlist(Opcode::ExistsKv, ()).unwrap();
-        assert!(slots.abandon(id, Undo::Unpin(Vec::new())));
+        assert!(slots.abandon(id, Undo::TakeBack));
         assert_eq!(slots.abandoned(), 1);
-        assert!(matches!(deliver(&mut slots, id, Opcode::ExistsKv), Recipient::Abandoned(Undo::Unpin(_))));
+        assert!(matches!(deliver(&mut slots, id, Opcode::ExistsKv), Recipient::Abandoned(Undo::TakeBack)));
         assert!(matches!(deliver(&mut slots, id, Opcode::ExistsKv), Recipient::Unknown));
         assert_eq!(slots.abandoned(), 0);
     }

@@ -34,6 +34,8 @@ const MIN_PAGE_SIZE: u64 = 4096;
 const MAX_PAGE_SIZE: u64 = 1 << 30;
 
 /// How long connections may take to finish their frames once the server stops.
+/// How often pins by name are looked at that may have run out: at most and at least.
+const PIN_TICKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(30));
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// Runs the server until it is told to stop by SIGTERM, SIGINT or an allowed SHUTDOWN.
@@ -162,7 +164,7 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
     let acceptors = acceptors
         .map(|listener| tokio_uring::spawn(listener::accept(Rc::clone(&shared), listener)))
         .collect::<Vec<_>>();
-    tokio_uring::spawn(expire(Rc::clone(&shared)));
+    tokio_uring::spawn(expire(Rc::clone(&shared), options.pin_ttl));
     tokio_uring::spawn(enforce_greetings(Rc::clone(&shared)));
 
     tokio::select! {
@@ -210,20 +212,28 @@ async fn drain(shared: &Shared) {
     }
 }
 
-/// Ends instances as their grace periods run out; sleeps while there are none.
-async fn expire(shared: Rc<Shared>) {
+/// Ends instances as their grace periods run out, and pins by name as they do.
+async fn expire(shared: Rc<Shared>, pin_ttl: Duration) {
+    // That a grace period began is told. Pins are too many for that, so a look now and then has to do.
+    let tick = if pin_ttl.is_zero() { PIN_TICKS.1 } else { (pin_ttl / 10).clamp(PIN_TICKS.0, PIN_TICKS.1) };
     loop {
         let next = shared.service.borrow().next_expiry();
-        match next {
-            None => shared.grace_began.notified().await,
-            Some(expiry) => {
-                tokio::time::sleep_until((shared.started + expiry).into()).await;
-                let expired = shared.service.borrow_mut().expire(shared.now());
-                if expired > 0 {
-                    info!(instances = expired, "the grace period of instances without a connection is over");
-                    shared.release_retired();
-                }
-            }
+        let soon = shared.now() + tick;
+        let wake = shared.started + next.map_or(soon, |next| next.min(soon));
+        tokio::select! {
+            () = tokio::time::sleep_until(wake.into()) => {}
+            () = shared.grace_began.notified() => {}
+        }
+        let expired = shared.service.borrow_mut().expire(shared.now());
+        if expired.pins > 0 {
+            info!(pins = expired.pins, "pins by name have run out");
+        }
+        if expired.instances > 0 {
+            info!(
+                instances = expired.instances,
+                "the grace period of instances without a connection is over"
+            );
+            shared.release_retired();
         }
     }
 }
@@ -261,6 +271,7 @@ fn service_config(options: &Options, pool: &FolderPool, auth: Option<AuthToken>)
             min_page_size: MIN_PAGE_SIZE,
             max_page_size: MAX_PAGE_SIZE,
             grace: options.grace,
+            pin_ttl: options.pin_ttl,
         },
         max_body: options.max_body,
         epoch: pool.epoch(),

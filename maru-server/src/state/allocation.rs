@@ -1,5 +1,6 @@
 //! Allocation: how a region is given to an instance, given back, and its memory released.
 
+use super::eviction::{EvictionPolicy, Removal};
 use super::pages::Pages;
 use super::regions::Region;
 use super::{InstanceNumber, Limits, PoolId, RegionId, RegionInfo, RetiredRegion, State};
@@ -47,7 +48,8 @@ pub enum ReturnError {
 
 impl State {
     /// Takes an extent for a region of `size` bytes, rounded up to whole pages, from this pool or from the first that
-    /// has one. Nobody sees the region before [`State::commit_region`], which the caller owes when the memory is
+    /// has one. Where there is none, or no room for as many pages, orphans that nobody reads are evicted, coldest first, if
+    /// that can help. Nobody sees the region before [`State::commit_region`], which the caller owes when the memory is
     /// there, or [`State::abort_region`] when it could not be had.
     ///
     /// # Errors
@@ -70,20 +72,22 @@ impl State {
         if pool.is_some_and(|pool| !self.pools.contains(pool)) {
             return Err(AllocError::UnknownPool);
         }
-        let owned = &mut self.instances.get_mut(owner).regions;
-        if owned.len() >= max_regions_per_instance as usize {
+        if self.instances.get_mut(owner).regions.len() >= max_regions_per_instance as usize {
             return Err(AllocError::TooManyRegions);
         }
         let id = self.regions.next_id().ok_or(AllocError::TooManyRegions)?;
         let pages = u32::try_from(size.div_ceil(page_size)).map_err(|_| AllocError::TooManyPages)?;
-        let extent = u64::from(pages).checked_mul(page_size).and_then(|size| self.pools.take(size, pool));
-        let Some((pool, pool_offset, extent)) = extent else {
-            return Err(AllocError::NoSpace { pending: self.regions.pending(pool) });
+        let bytes = u64::from(pages) * page_size;
+        let Some((pool, pool_offset, extent)) = self.pools.take(bytes, pool) else {
+            let pending = self.regions.pending(pool) || self.evict_orphans_for_space(bytes, pool);
+            return Err(AllocError::NoSpace { pending });
         };
-        if pages > max_entries - self.regions.pages() {
+        if pages > max_entries - self.regions.pages() && !self.evict_orphans_for_pages(pages) {
             self.pools.give_back(pool, pool_offset, extent);
             return Err(AllocError::TooManyPages);
         }
+        let instance = self.instances.get_mut(owner);
+        instance.regions.push(id);
         let region = Region {
             id,
             owner: Some(owner),
@@ -94,10 +98,12 @@ impl State {
             pool,
             pool_offset,
             extent,
+            group: Some(instance.group),
+            pinned: 0,
+            last_touch: self.touches,
             committed: false,
         };
         let info = region.info();
-        owned.push(id);
         self.regions.insert(region);
         Ok(info)
     }
@@ -133,8 +139,55 @@ impl State {
             return Err(ReturnError::NotOwner);
         }
         self.instances.get_mut(caller).disclaim(id);
-        self.regions.disown(id);
+        self.disown(id);
         Ok(())
+    }
+
+    /// Takes a region's owner away: its entries are no victims any more, but go with the region.
+    pub(super) fn disown(&mut self, id: RegionId) {
+        for slot in self.regions.entries_of(id) {
+            let (policy, mut entries) = self.eviction();
+            policy.disown(&mut entries, slot);
+        }
+        self.regions.disown(id);
+    }
+
+    /// Evicts the coldest orphans until an extent for so many bytes is free, as soon as their memory is released. Evicts
+    /// none and says `false` where all that could go would not be enough.
+    fn evict_orphans_for_space(&mut self, bytes: u64, pool: Option<PoolId>) -> bool {
+        let mut orphans = self.regions.unread_orphans();
+        orphans.retain(|orphan| pool.is_none_or(|pool| pool == orphan.pool));
+        let is_enough = |count: usize| {
+            let freed =
+                orphans[..count].iter().map(|orphan| (orphan.pool, orphan.pool_offset, orphan.extent));
+            self.pools.would_fit(bytes, pool, &freed)
+        };
+        let enough = first(orphans.len(), is_enough);
+        self.evict_orphans(&orphans, enough)
+    }
+
+    /// Evicts the coldest orphans until there is room for so many pages more; `false` as above.
+    fn evict_orphans_for_pages(&mut self, pages: u32) -> bool {
+        let room = self.limits.max_entries - self.regions.pages();
+        let orphans = self.regions.unread_orphans();
+        let is_enough =
+            |count: usize| orphans[..count].iter().map(|orphan| orphan.pages).sum::<u32>() >= pages - room;
+        let enough = first(orphans.len(), is_enough);
+        self.evict_orphans(&orphans, enough)
+    }
+
+    /// Evicts the first so many orphans, if that is a number.
+    fn evict_orphans(&mut self, orphans: &[RegionInfo], count: Option<usize>) -> bool {
+        let Some(count) = count else { return false };
+        for orphan in &orphans[..count] {
+            for slot in self.regions.entries_of(orphan.id) {
+                let entry = self.remove(slot, Removal::Evicted);
+                // With its last entry the region is retired.
+                self.regions.remove_entry(entry.region, entry.page, entry.length);
+                self.evicted_with_orphan += 1;
+            }
+        }
+        true
     }
 
     /// A region, unless it is being prepared or retired.
@@ -193,4 +246,32 @@ impl State {
         }
         Ok(())
     }
+
+    /// Evicts up to `want` entries of the caller's that nobody has pinned, and hands their pages back through `take`.
+    pub fn evict(&mut self, caller: InstanceNumber, want: usize, mut take: impl FnMut(RegionId, u32)) {
+        let group = self.instances.get_mut(caller).group;
+        for _ in 0..want {
+            let (policy, mut entries) = self.eviction();
+            let Some(slot) = policy.victim(&mut entries, group) else { break };
+            let entry = self.remove(slot, Removal::Evicted);
+            let region = self.regions.hand_back(entry.region, entry.page, entry.length);
+            self.evicted_for_owner += 1;
+            self.reclaimed_pages += 1;
+            take(region, entry.page);
+        }
+    }
+}
+
+/// The least count up to `max` that is enough, where more than enough is enough too.
+fn first(max: usize, is_enough: impl Fn(usize) -> bool) -> Option<usize> {
+    let (mut low, mut high) = (0, max + 1);
+    while low < high {
+        let middle = low.midpoint(high);
+        if middle > max || is_enough(middle) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    (low <= max).then_some(low)
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::State;
+use super::eviction::EvictionPolicy;
 use super::pages::Page;
 
 impl State {
@@ -11,7 +12,7 @@ impl State {
     ///
     /// # Panics
     /// When the state is broken, saying how.
-    pub fn check(&self) {
+    pub fn check(&mut self) {
         self.directory.check(self.limits.max_entries);
         self.instances.check();
         let mut taken = Vec::new();
@@ -20,6 +21,7 @@ impl State {
         self.check_pages();
         self.check_pins();
         self.check_owners();
+        self.check_eviction();
     }
 
     /// A page holds at most one entry, an entry lies inside one page of one region, and the two name each other.
@@ -71,5 +73,27 @@ impl State {
         let regions = self.regions.iter().map(|region| (region.id, region.owner));
         let regions = regions.filter(|(_, owner)| owner.is_some()).collect::<Vec<_>>();
         assert_eq!(owned, regions, "regions and owners name each other");
+    }
+
+    /// Every entry that may be evicted is known to the policy.
+    fn check_eviction(&mut self) {
+        for (number, instance) in self.instances.iter() {
+            for region in instance.regions.iter().filter_map(|id| self.regions.find(*id)) {
+                assert_eq!(region.group, Some(instance.group), "the entries of {number:?} are in its group");
+            }
+        }
+        for region in self.regions.iter() {
+            let pinned = self.regions.entries_of(region.id).into_iter();
+            let pinned = pinned.filter(|slot| self.directory.at(*slot).pin_count > 0).count();
+            assert_eq!(
+                region.pinned as usize, pinned,
+                "the pinned entries of {:?} are counted right",
+                region.id
+            );
+            assert_eq!(region.group.is_some(), region.owner.is_some(), "an orphan is in no group");
+        }
+        let slots = self.directory.iter().map(|(slot, _)| slot).collect::<Vec<_>>();
+        let (policy, entries) = self.eviction();
+        policy.check(&entries, slots.into_iter());
     }
 }

@@ -5,9 +5,10 @@ use std::num::NonZeroU32;
 use slab::Slab;
 
 use super::entry::KvEntry;
+use super::eviction::{EvictionPolicy, Removal};
 use super::index::{Index, prefetch};
 use super::pages::Page;
-use super::{Digest, InstanceNumber, Location, RegionId, State};
+use super::{Digest, Location, PinKind, RegionId, Request, State};
 
 /// What became of a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +107,16 @@ impl Directory {
         &self.entries[slot as usize]
     }
 
+    /// The same, to be changed.
+    pub(super) fn at_mut(&mut self, slot: u32) -> &mut KvEntry {
+        &mut self.entries[slot as usize]
+    }
+
+    /// The entry in a slot, if it holds one.
+    pub(super) fn get(&self, slot: u32) -> Option<&KvEntry> {
+        self.entries.get(slot as usize)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &KvEntry)> {
         self.entries.iter().map(|(slot, entry)| (narrow(slot), entry))
     }
@@ -114,43 +125,47 @@ impl Directory {
     pub(super) fn insert(&mut self, digest: Digest, region: u32, page: u32, length: NonZeroU32) -> u32 {
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
-        let slot = self.entries.insert(KvEntry { digest, region, page, length, pin_count: 0, generation });
+        let mark = Default::default();
+        let slot =
+            self.entries.insert(KvEntry { digest, region, page, length, pin_count: 0, generation, mark });
         let slot = narrow(slot);
         self.index.insert(digest, slot);
         self.counts.entry_bytes += u64::from(length.get());
         slot
     }
 
-    /// Takes out the entry of a digest, unless it is pinned.
-    pub(super) fn remove(&mut self, digest: Digest) -> Result<KvEntry, DeleteError> {
-        let slot = self.find(digest).ok_or(DeleteError::NotFound)?;
-        if self.entries[slot as usize].pin_count > 0 {
-            return Err(DeleteError::Pinned);
-        }
+    /// Takes out the entry in a slot, which has no pin.
+    pub(super) fn remove(&mut self, slot: u32) -> KvEntry {
         let entries = &self.entries;
+        let digest = entries[slot as usize].digest;
         self.index.remove(digest, |other| other == slot, |other| entries[other as usize].digest);
         let entry = self.entries.remove(slot as usize);
+        debug_assert_eq!(entry.pin_count, 0, "a pinned entry stays");
         self.counts.entry_bytes -= u64::from(entry.length.get());
-        Ok(entry)
+        entry
     }
 
-    pub(super) fn pin(&mut self, slot: u32, limit: u32) -> Result<(), PinError> {
+    /// Adds a pin, and says whether it is the entry's first.
+    pub(super) fn pin(&mut self, slot: u32, limit: u32) -> Result<bool, PinError> {
         let entry = &mut self.entries[slot as usize];
         if entry.pin_count >= limit {
             return Err(PinError::Limit);
         }
         entry.pin_count += 1;
         self.counts.pins += 1;
-        self.counts.pinned_entries += u64::from(entry.pin_count == 1);
-        Ok(())
+        let is_first = entry.pin_count == 1;
+        self.counts.pinned_entries += u64::from(is_first);
+        Ok(is_first)
     }
 
-    /// Takes off `pins` pins, at least 1, that a ledger says the entry has.
-    pub(super) fn unpin(&mut self, slot: u32, pins: u32) {
+    /// Takes off `pins` pins, at least 1, that a ledger says the entry has, and says whether none is left.
+    pub(super) fn unpin(&mut self, slot: u32, pins: u32) -> bool {
         let entry = &mut self.entries[slot as usize];
         entry.pin_count -= pins;
         self.counts.pins -= u64::from(pins);
-        self.counts.pinned_entries -= u64::from(entry.pin_count == 0);
+        let was_last = entry.pin_count == 0;
+        self.counts.pinned_entries -= u64::from(was_last);
+        was_last
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -188,7 +203,20 @@ impl State {
     /// the region, its owner, the bounds, the digest, the page.
     pub fn register(
         &mut self,
-        caller: InstanceNumber,
+        request: &mut Request,
+        digest: Digest,
+        region: RegionId,
+        offset: u64,
+        length: u32,
+    ) -> Registered {
+        let registered = self.register_in(request, digest, region, offset, length);
+        request.chain.advance(digest);
+        registered
+    }
+
+    fn register_in(
+        &mut self,
+        request: &Request,
         digest: Digest,
         region: RegionId,
         offset: u64,
@@ -197,7 +225,7 @@ impl State {
         let Some((slot, region)) = self.regions.find_mut(region) else {
             return Registered::RegionNotFound;
         };
-        if region.owner != Some(caller) {
+        if region.owner != Some(request.caller) {
             return Registered::NotOwner;
         }
         let (Some(page), Some(length)) = (region.page_at(offset), region.length_in_page(length)) else {
@@ -211,6 +239,8 @@ impl State {
         }
         let entry = self.directory.insert(digest, slot, page, length);
         region.add_entry(page, entry, length);
+        let (policy, mut entries) = self.eviction();
+        policy.insert(&mut entries, entry, &request.chain);
         Registered::Done
     }
 
@@ -220,32 +250,63 @@ impl State {
         self.directory.prefetch(digests);
     }
 
-    /// Where the entry of a digest is. Nothing keeps it there: whoever wants to read pins.
-    pub fn lookup(&self, digest: Digest) -> Option<Location> {
+    /// Where the entry of a digest is. That somebody asked changes nothing.
+    pub fn find(&self, digest: Digest) -> Option<Location> {
         self.directory.find(digest).map(|slot| self.location(slot))
+    }
+
+    /// Where the entry of a digest is, for somebody who has a use for it. Nothing keeps it there: whoever wants to read
+    /// pins.
+    pub fn lookup(&mut self, request: &mut Request, digest: Digest) -> Option<Location> {
+        let slot = self.directory.find(digest);
+        match slot {
+            Some(slot) => self.touch(request, slot),
+            None => self.note_miss(request, digest),
+        }
+        request.chain.advance(digest);
+        slot.map(|slot| self.location(slot))
     }
 
     /// Protects the entry of a digest from deletion and eviction on behalf of the caller, once more.
     ///
     /// # Errors
-    /// [`PinError`]; nothing is changed then.
-    pub fn pin(&mut self, caller: InstanceNumber, digest: Digest) -> Result<Location, PinError> {
-        let slot = self.directory.find(digest).ok_or(PinError::NotFound)?;
-        self.directory.pin(slot, self.limits.max_pins_per_entry)?;
-        self.instances.get_mut(caller).ledger.add(slot);
-        Ok(self.location(slot))
+    /// [`PinError`]; nothing is pinned then.
+    pub fn pin(
+        &mut self,
+        request: &mut Request,
+        digest: Digest,
+        kind: PinKind,
+    ) -> Result<Location, PinError> {
+        let pinned = match self.directory.find(digest) {
+            Some(slot) => {
+                self.touch(request, slot);
+                self.pin_slot(request, slot, kind).map(|()| self.location(slot))
+            }
+            None => {
+                self.note_miss(request, digest);
+                Err(PinError::NotFound)
+            }
+        };
+        request.chain.advance(digest);
+        pinned
+    }
+
+    /// Takes note that a request asked for a digest behind its first miss, where nobody looked whether it is there.
+    pub fn pass_over(&mut self, request: &mut Request, digest: Digest) {
+        self.note_miss(request, digest);
+        request.chain.advance(digest);
     }
 
     /// Releases one pin of the caller's.
     ///
     /// # Errors
     /// [`UnpinError`]; nothing is changed then.
-    pub fn unpin(&mut self, caller: InstanceNumber, digest: Digest) -> Result<(), UnpinError> {
+    pub fn unpin(&mut self, request: &Request, digest: Digest, kind: PinKind) -> Result<(), UnpinError> {
         let slot = self.directory.find(digest).ok_or(UnpinError::NotFound)?;
-        if !self.instances.get_mut(caller).ledger.take(slot) {
+        if !self.instances.unpin(request.caller, slot, kind) {
             return Err(UnpinError::NotPinned);
         }
-        self.directory.unpin(slot, 1);
+        self.unpin_slot(slot, 1);
         Ok(())
     }
 
@@ -255,9 +316,49 @@ impl State {
     /// # Errors
     /// [`DeleteError`]; nothing is changed then.
     pub fn delete(&mut self, digest: Digest) -> Result<(), DeleteError> {
-        let entry = self.directory.remove(digest)?;
+        let slot = self.directory.find(digest).ok_or(DeleteError::NotFound)?;
+        if self.directory.at(slot).pin_count > 0 {
+            return Err(DeleteError::Pinned);
+        }
+        let entry = self.remove(slot, Removal::Deleted);
         self.regions.remove_entry(entry.region, entry.page, entry.length);
         Ok(())
+    }
+
+    /// Takes an entry without pins out of the directory; its page still names it.
+    pub(super) fn remove(&mut self, slot: u32, removal: Removal) -> KvEntry {
+        let (policy, mut entries) = self.eviction();
+        policy.remove(&mut entries, slot, removal);
+        self.directory.remove(slot)
+    }
+
+    /// Takes pins off an entry that a ledger had, and has lost.
+    pub(super) fn unpin_slot(&mut self, slot: u32, pins: u32) {
+        if self.directory.unpin(slot, pins) {
+            self.regions.at_mut(self.directory.at(slot).region).pinned -= 1;
+            let (policy, mut entries) = self.eviction();
+            policy.unpin(&mut entries, slot);
+        }
+    }
+
+    fn pin_slot(&mut self, request: &Request, slot: u32, kind: PinKind) -> Result<(), PinError> {
+        if self.directory.pin(slot, self.limits.max_pins_per_entry)? {
+            self.regions.at_mut(self.directory.at(slot).region).pinned += 1;
+        }
+        self.instances.pin(request, slot, kind, self.limits.pin_ttl);
+        Ok(())
+    }
+
+    fn touch(&mut self, request: &Request, slot: u32) {
+        self.touches += 1;
+        self.regions.at_mut(self.directory.at(slot).region).last_touch = self.touches;
+        let (policy, mut entries) = self.eviction();
+        policy.touch(&mut entries, slot, &request.chain);
+    }
+
+    fn note_miss(&mut self, request: &Request, digest: Digest) {
+        let (policy, mut entries) = self.eviction();
+        policy.miss(&mut entries, digest, &request.chain);
     }
 
     fn location(&self, slot: u32) -> Location {
@@ -292,7 +393,7 @@ mod tests {
             directory.insert(key(number), 0, 0, NonZeroU32::MIN);
         });
         for number in 0..300_000 {
-            directory.remove(key(number)).unwrap();
+            directory.remove(directory.find(key(number)).unwrap());
             directory.insert(key(number + u64::from(max)), 0, 0, NonZeroU32::MIN);
         }
         assert_eq!(directory.entries.capacity(), capacity);
@@ -305,7 +406,7 @@ mod tests {
         let slots = [1, 2, 3].map(|high| directory.insert(Digest(high << 64 | 5), 0, 0, NonZeroU32::MIN));
         assert_eq!(directory.find(Digest(2 << 64 | 5)), Some(slots[1]));
         assert_eq!(directory.find(Digest(5)), None);
-        directory.remove(Digest(2 << 64 | 5)).unwrap();
+        directory.remove(slots[1]);
         assert_eq!(directory.find(Digest(3 << 64 | 5)), Some(slots[2]));
         directory.check(4);
     }

@@ -3,11 +3,12 @@
 use std::num::NonZeroU32;
 
 use super::Digest;
+use super::eviction::{EvictionPolicy, Policy};
 
 /// One entry, exactly a cache line.
 ///
-/// The fields take 36 bytes; the other 28 are kept free for what an eviction policy has to know of an entry (two links
-/// and a word of its own), so that a touch costs no second line.
+/// The fields take 36 bytes; the other 28 are for what the eviction policy has to know of an entry, so that a touch costs
+/// no second line.
 #[derive(Debug)]
 #[repr(align(64))]
 pub(super) struct KvEntry {
@@ -21,6 +22,8 @@ pub(super) struct KvEntry {
     pub(super) pin_count: u32,
     /// The number of the registration.
     pub(super) generation: u32,
+    /// What the eviction policy keeps.
+    pub(super) mark: <Policy as EvictionPolicy>::Mark,
 }
 
 const _: () = assert!(size_of::<KvEntry>() == 64);
@@ -44,6 +47,7 @@ mod tests {
                 length,
                 pin_count: 0,
                 generation: 0,
+                mark: Default::default(),
             })
         });
         let [first, second] = slots.map(|slot| &raw const slab[slot]);

@@ -3,9 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use super::numbered::{Numbered, Scatter};
+use super::eviction::{EvictionPolicy, Group};
+use super::ledger::{Ledger, PinExpiries};
+use super::numbered::Numbered;
 use super::regions::Region;
-use super::{InstanceNumber, RegionId, State, Token};
+use super::{InstanceNumber, PinKind, RegionId, Request, State, Token};
 
 /// There are as many instances or connections as the limits allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,47 +43,12 @@ pub struct Usage<'a> {
     pub pinned_entries: u64,
     /// Pins that it holds.
     pub pins: u64,
+    /// Those of them that were taken by name.
+    pub named_pins: u64,
+    /// For how many whole seconds it has held the oldest of them; 0 without any.
+    pub oldest_pin_seconds: u64,
     /// How long its grace period still lasts; zero while it has connections.
     pub grace_left: Duration,
-}
-
-/// The pins of one instance, by entry.
-#[derive(Debug)]
-pub(super) struct Ledger {
-    /// From the slot of an entry to the pins on it, at least 1. A pinned entry is never removed, so the slot is its.
-    pins: hashbrown::HashMap<u32, u32, Scatter>,
-    total: u64,
-}
-
-impl Ledger {
-    pub(super) fn add(&mut self, entry: u32) {
-        *self.pins.entry(entry).or_insert(0) += 1;
-        self.total += 1;
-    }
-
-    /// Takes off one pin, if there is one.
-    pub(super) fn take(&mut self, entry: u32) -> bool {
-        let hashbrown::hash_map::Entry::Occupied(mut pins) = self.pins.entry(entry) else {
-            return false;
-        };
-        *pins.get_mut() -= 1;
-        if *pins.get() == 0 {
-            pins.remove();
-        }
-        self.total -= 1;
-        true
-    }
-
-    /// The slots of the pinned entries with the number of pins.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, u32)> {
-        self.pins.iter().map(|(&entry, &pins)| (entry, pins))
-    }
-
-    /// Bytes of memory that the ledger takes.
-    #[cfg(test)]
-    pub(super) fn allocation_size(&self) -> usize {
-        self.pins.allocation_size()
-    }
 }
 
 /// One instance.
@@ -94,6 +61,8 @@ pub(super) struct Instance {
     /// When the grace period ends; `None` while there are connections, and before the first.
     grace_end: Option<Duration>,
     pub(super) ledger: Ledger,
+    /// Its entries, as the eviction policy knows them.
+    pub(super) group: Group,
     /// What it owns, those being prepared included, ascending.
     pub(super) regions: Vec<RegionId>,
 }
@@ -112,6 +81,8 @@ pub(super) struct Instances {
     tokens: HashMap<Token, InstanceNumber>,
     /// The ends of the grace periods that run, the next one first.
     expiries: BTreeSet<(Duration, InstanceNumber)>,
+    /// The ends of pins by name.
+    pin_expiries: PinExpiries,
     connections: u64,
 }
 
@@ -121,6 +92,7 @@ impl Instances {
             numbered: Numbered::new(u32::MAX),
             tokens: HashMap::new(),
             expiries: BTreeSet::new(),
+            pin_expiries: PinExpiries::default(),
             connections: 0,
         }
     }
@@ -137,6 +109,35 @@ impl Instances {
         self.numbered.get_mut(number.0).expect("an instance does not end while one of its connections asks")
     }
 
+    /// Notes a pin that an entry got.
+    pub(super) fn pin(&mut self, request: &Request, slot: u32, kind: PinKind, pin_ttl: Duration) {
+        self.get_mut(request.caller).ledger.add(slot, kind, request.now);
+        if kind == PinKind::Named && !pin_ttl.is_zero() {
+            self.pin_expiries.set(request.caller, slot, request.now + pin_ttl);
+        }
+    }
+
+    /// Strikes out one pin, if there is one of this kind.
+    pub(super) fn unpin(&mut self, instance: InstanceNumber, slot: u32, kind: PinKind) -> bool {
+        let ledger = &mut self.get_mut(instance).ledger;
+        let taken = ledger.take(slot, kind);
+        if taken && kind == PinKind::Named && ledger.named(slot) == 0 {
+            self.pin_expiries.cancel(instance, slot);
+        }
+        taken
+    }
+
+    /// The next entry whose pins by name of one instance ran out, with their number; they are struck out.
+    fn expire_pin(&mut self, now: Duration) -> Option<(u32, u32)> {
+        let (instance, slot) = self.pin_expiries.pop(now)?;
+        Some((slot, self.get_mut(instance).ledger.take_named(slot)))
+    }
+
+    /// For how many whole seconds the oldest pin of all has been held.
+    pub(super) fn oldest_pin(&self, now: Duration) -> Option<u64> {
+        self.iter().filter_map(|(_, instance)| instance.ledger.oldest(now)).max()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (InstanceNumber, &Instance)> {
         self.numbered.after(0).map(|instance| (instance.number, instance))
     }
@@ -148,6 +149,9 @@ impl Instances {
         if let Some(end) = instance.grace_end {
             self.expiries.remove(&(end, number));
         }
+        for (slot, _) in instance.ledger.iter() {
+            self.pin_expiries.cancel(number, slot);
+        }
         Some(instance)
     }
 
@@ -158,12 +162,7 @@ impl Instances {
         for (number, instance) in self.iter() {
             assert_eq!(self.tokens.get(&instance.token), Some(&number), "{number:?} is found by its token");
             assert!(instance.regions.is_sorted(), "the regions of {number:?} ascend");
-            let mut total = 0;
-            for (entry, pins) in instance.ledger.iter() {
-                assert!(pins > 0, "{number:?} has no pin on entry {entry} and does not list it");
-                total += u64::from(pins);
-            }
-            assert_eq!(instance.ledger.total, total, "the pins of {number:?} are counted right");
+            instance.ledger.check();
             if let Some(end) = instance.grace_end {
                 assert_eq!(instance.connections, 0, "no grace period runs while {number:?} is connected");
                 assert!(self.expiries.contains(&(end, number)), "the end of {number:?} is foreseen");
@@ -190,14 +189,15 @@ impl State {
         }
         let number = self.instances.numbered.next().ok_or(LimitReached::Instances(limit))?;
         let number = InstanceNumber(number);
-        let pins = hashbrown::HashMap::with_hasher(Scatter);
+        let group = self.policy.open_group();
         self.instances.numbered.insert(Instance {
             number,
             name: name.into(),
             token,
             connections: 0,
             grace_end: None,
-            ledger: Ledger { pins, total: 0 },
+            ledger: Ledger::default(),
+            group,
             regions: Vec::new(),
         });
         let namesake = self.instances.tokens.insert(token, number);
@@ -260,9 +260,20 @@ impl State {
         ended
     }
 
-    /// When [`State::expire`] has something to do next.
+    /// Releases the pins by name that ran out, and says how many.
+    pub fn expire_pins(&mut self, now: Duration) -> u64 {
+        let before = self.pins_expired;
+        while let Some((slot, pins)) = self.instances.expire_pin(now) {
+            self.unpin_slot(slot, pins);
+            self.pins_expired += u64::from(pins);
+        }
+        self.pins_expired - before
+    }
+
+    /// When [`State::expire`] or [`State::expire_pins`] has something to do next.
     pub fn next_expiry(&self) -> Option<Duration> {
-        self.instances.expiries.first().map(|(end, _)| *end)
+        let instance = self.instances.expiries.first().map(|(end, _)| *end);
+        instance.into_iter().chain(self.instances.pin_expiries.next()).min()
     }
 
     /// Ends an instance now, as [`State::expire`] does. Nothing happens when it ended already.
@@ -271,11 +282,12 @@ impl State {
             return;
         };
         for (entry, pins) in ended.ledger.iter() {
-            self.directory.unpin(entry, pins);
+            self.unpin_slot(entry, pins);
         }
         for region in ended.regions {
-            self.regions.disown(region);
+            self.disown(region);
         }
+        self.policy.close_group(ended.group);
     }
 
     /// What the instances with a greater number than `after` use, by number.
@@ -289,8 +301,10 @@ impl State {
                 entries: 0,
                 region_bytes: 0,
                 entry_bytes: 0,
-                pinned_entries: instance.ledger.pins.len() as u64,
-                pins: instance.ledger.total,
+                pinned_entries: instance.ledger.entries(),
+                pins: instance.ledger.pins(),
+                named_pins: instance.ledger.named_pins(),
+                oldest_pin_seconds: instance.ledger.oldest(now).unwrap_or(0),
                 grace_left: instance.grace_end.map_or(Duration::ZERO, |end| end.saturating_sub(now)),
             };
             for region in instance.regions.iter().filter_map(|id| self.regions.find(*id)).map(Region::info) {

@@ -11,12 +11,15 @@ mod allocation;
 mod check;
 mod directory;
 mod entry;
+pub mod eviction;
 mod index;
 mod instances;
+mod ledger;
 mod numbered;
 mod pages;
 mod pools;
 mod regions;
+mod request;
 
 #[cfg(test)]
 mod model;
@@ -28,10 +31,13 @@ mod tests;
 pub use allocation::{AllocError, ReturnError};
 pub use directory::{DeleteError, PinError, Registered, UnpinError};
 pub use instances::{LimitReached, Usage};
+pub use ledger::PinKind;
 pub use pools::{PoolInfo, PoolSpec};
 pub use regions::{RegionInfo, RetiredRegion};
+pub use request::Request;
 
 use directory::Directory;
+use eviction::{Entries, EvictionPolicy, Group, Policy};
 use instances::Instances;
 use pools::Pools;
 use regions::Regions;
@@ -101,6 +107,8 @@ pub struct Limits {
     pub max_page_size: u64,
     /// How long an instance outlives its last connection.
     pub grace: Duration,
+    /// How long a pin by name lasts after the instance last pinned the entry by name; zero for as long as the instance.
+    pub pin_ttl: Duration,
 }
 
 /// The state's figures at one moment.
@@ -134,8 +142,16 @@ pub struct Figures {
     pub pool_free_bytes: u64,
     /// Instances whose grace period ran out, since the start.
     pub instances_expired: u64,
-    /// Pages that owners took back, since the start.
+    /// Pages that owners took back, since the start, those of evicted entries included.
     pub reclaimed_pages: u64,
+    /// Entries evicted because their owner needed a page, since the start.
+    pub evicted_for_owner: u64,
+    /// Entries evicted with the orphan that they were in, since the start.
+    pub evicted_with_orphan: u64,
+    /// Pins by name that ran out, since the start.
+    pub pins_expired: u64,
+    /// For how many whole seconds the oldest pin has been held; 0 without any.
+    pub oldest_pin_seconds: u64,
 }
 
 /// Everything the server knows, changed by one thread, one operation at a time.
@@ -146,8 +162,14 @@ pub struct State {
     instances: Instances,
     regions: Regions,
     pools: Pools,
+    policy: Policy,
+    /// How often entries were asked for and found, which is the time that orphans age by.
+    touches: u64,
     instances_expired: u64,
     reclaimed_pages: u64,
+    evicted_for_owner: u64,
+    evicted_with_orphan: u64,
+    pins_expired: u64,
 }
 
 impl State {
@@ -159,8 +181,13 @@ impl State {
             instances: Instances::new(),
             regions: Regions::new(),
             pools: Pools::new(pools),
+            policy: Policy::new(limits.max_entries),
+            touches: 0,
             instances_expired: 0,
             reclaimed_pages: 0,
+            evicted_for_owner: 0,
+            evicted_with_orphan: 0,
+            pins_expired: 0,
         }
     }
 
@@ -169,8 +196,9 @@ impl State {
         self.pools.iter()
     }
 
-    /// The figures; takes a time that grows with the number of pools only.
-    pub fn figures(&self) -> Figures {
+    /// The figures; takes a time that grows with the number of pools and instances, and with the pins of those whose
+    /// oldest pin was released since the last time.
+    pub fn figures(&self, now: Duration) -> Figures {
         let directory = self.directory.counts();
         let regions = self.regions.counts();
         let (pool_bytes, pool_free_bytes) =
@@ -191,6 +219,57 @@ impl State {
             pool_free_bytes,
             instances_expired: self.instances_expired,
             reclaimed_pages: self.reclaimed_pages,
+            evicted_for_owner: self.evicted_for_owner,
+            evicted_with_orphan: self.evicted_with_orphan,
+            pins_expired: self.pins_expired,
+            oldest_pin_seconds: self.instances.oldest_pin(now).unwrap_or(0),
         }
+    }
+}
+
+/// The entries, for the policy.
+struct View<'a> {
+    directory: &'a mut Directory,
+    regions: &'a Regions,
+}
+
+impl State {
+    /// The policy, and what it works on.
+    fn eviction(&mut self) -> (&mut Policy, View<'_>) {
+        (&mut self.policy, View { directory: &mut self.directory, regions: &self.regions })
+    }
+}
+
+impl Entries<<Policy as EvictionPolicy>::Mark> for View<'_> {
+    fn mark(&self, slot: u32) -> &<Policy as EvictionPolicy>::Mark {
+        &self.directory.at(slot).mark
+    }
+
+    fn mark_mut(&mut self, slot: u32) -> &mut <Policy as EvictionPolicy>::Mark {
+        &mut self.directory.at_mut(slot).mark
+    }
+
+    fn digest(&self, slot: u32) -> Digest {
+        self.directory.at(slot).digest
+    }
+
+    fn generation(&self, slot: u32) -> u32 {
+        self.directory.at(slot).generation
+    }
+
+    fn is_pinned(&self, slot: u32) -> bool {
+        self.directory.at(slot).pin_count > 0
+    }
+
+    fn group(&self, slot: u32) -> Option<Group> {
+        self.regions.at(self.directory.at(slot).region).group
+    }
+
+    fn find(&self, digest: Digest) -> Option<u32> {
+        self.directory.find(digest)
+    }
+
+    fn holds(&self, slot: u32, generation: u32) -> bool {
+        self.directory.get(slot).is_some_and(|entry| entry.generation == generation)
     }
 }

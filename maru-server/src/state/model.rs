@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 
 pub(super) const LIMITS: Limits = Limits {
-    max_entries: 20,
+    max_entries: 16,
     max_pins_per_entry: 3,
     max_instances: 4,
     max_connections_per_instance: 2,
@@ -14,18 +14,35 @@ pub(super) const LIMITS: Limits = Limits {
     min_page_size: 4096,
     max_page_size: 12288,
     grace: Duration::from_secs(10),
+    pin_ttl: Duration::from_secs(5),
 };
 
 pub(super) const POOLS: [PoolSpec; 2] =
     [PoolSpec { size: 8 * 8192, granularity: 8192 }, PoolSpec { size: 3 * 16384 + 5000, granularity: 16384 }];
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct ModelInstance {
     pub(super) connections: u32,
     pub(super) grace_end: Option<Duration>,
 }
 
-#[derive(Debug)]
+/// The pins of one instance on one entry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ModelPins {
+    pub(super) guards: u32,
+    pub(super) named: u32,
+    pub(super) since: Duration,
+    /// When the last one by name was taken.
+    pub(super) named_at: Duration,
+}
+
+impl ModelPins {
+    fn all(&self) -> u32 {
+        self.guards + self.named
+    }
+}
+
+#[derive(Clone, Debug)]
 pub(super) struct ModelRegion {
     pub(super) owner: Option<InstanceNumber>,
     pub(super) committed: bool,
@@ -37,7 +54,7 @@ pub(super) struct ModelRegion {
     pub(super) freed: BTreeSet<u32>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ModelEntry {
     pub(super) region: RegionId,
     pub(super) page: u32,
@@ -46,13 +63,13 @@ pub(super) struct ModelEntry {
 }
 
 /// What the state promises, in the plainest words: no counter that can be recounted, no index that can be searched.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Model {
     pub(super) now: Duration,
     pub(super) instances: BTreeMap<InstanceNumber, ModelInstance>,
     pub(super) regions: BTreeMap<RegionId, ModelRegion>,
     pub(super) entries: BTreeMap<usize, ModelEntry>,
-    pub(super) pins: BTreeMap<(InstanceNumber, usize), u32>,
+    pub(super) pins: BTreeMap<(InstanceNumber, usize), ModelPins>,
     pub(super) retired: Vec<RetiredRegion>,
     pub(super) releasing: Vec<RetiredRegion>,
     pub(super) last_instance: u32,
@@ -60,11 +77,17 @@ pub(super) struct Model {
     pub(super) generation: u32,
     pub(super) expired: u64,
     pub(super) reclaimed: u64,
+    pub(super) evicted: u64,
+    pub(super) evicted_with_orphan: u64,
+    pub(super) pins_expired: u64,
+    /// Entries found so far, and at which of them each region was last used.
+    pub(super) touches: u64,
+    pub(super) touched: BTreeMap<RegionId, u64>,
 }
 
 impl Model {
     pub(super) fn pins_of(&self, digest: usize) -> u32 {
-        self.pins.iter().filter(|((_, pinned), _)| *pinned == digest).map(|(_, pins)| *pins).sum()
+        self.pins.iter().filter(|((_, pinned), _)| *pinned == digest).map(|(_, pins)| pins.all()).sum()
     }
 
     pub(super) fn entries_in(&self, id: RegionId) -> impl Iterator<Item = &ModelEntry> {
@@ -123,9 +146,16 @@ impl Model {
         else {
             let mut unreleased = self.retired.iter().chain(&self.releasing);
             let pending = unreleased.any(|region| candidates.contains(&(region.pool.0 as usize)));
+            let pending = pending
+                || self.evict_orphans(&candidates, |model| {
+                    candidates.iter().any(|pool| model.fits_once_released(*pool, bytes))
+                });
             return Err(AllocError::NoSpace { pending });
         };
-        if self.regions.values().map(|region| region.pages).sum::<u32>() + pages > LIMITS.max_entries {
+        let fits = |model: &Model| {
+            model.regions.values().map(|region| region.pages).sum::<u32>() + pages <= LIMITS.max_entries
+        };
+        if !fits(self) && !self.evict_orphans(&[0, 1], fits) {
             return Err(AllocError::TooManyPages);
         }
         self.last_region += 1;
@@ -134,6 +164,7 @@ impl Model {
         let freed = BTreeSet::new();
         let region = ModelRegion { owner, committed: false, pool, offset, extent, page_size, pages, freed };
         self.regions.insert(id, region);
+        self.touched.insert(id, self.touches);
         Ok(self.info(id))
     }
 
@@ -199,23 +230,106 @@ impl Model {
         Some(Location { region, offset, length, generation })
     }
 
-    pub(super) fn pin(&mut self, who: InstanceNumber, key: usize) -> Result<Location, PinError> {
-        let location = self.lookup(key).ok_or(PinError::NotFound)?;
+    /// A look-up by somebody who has a use for what it finds.
+    pub(super) fn use_of(&mut self, key: usize) -> Option<Location> {
+        let location = self.lookup(key)?;
+        self.touches += 1;
+        self.touched.insert(location.region, self.touches);
+        Some(location)
+    }
+
+    pub(super) fn pin(
+        &mut self,
+        who: InstanceNumber,
+        key: usize,
+        kind: PinKind,
+    ) -> Result<Location, PinError> {
+        let location = self.use_of(key).ok_or(PinError::NotFound)?;
         if self.pins_of(key) >= LIMITS.max_pins_per_entry {
             return Err(PinError::Limit);
         }
-        *self.pins.entry((who, key)).or_default() += 1;
+        let now = self.now;
+        let fresh = ModelPins { guards: 0, named: 0, since: now, named_at: now };
+        let pins = self.pins.entry((who, key)).or_insert(fresh);
+        match kind {
+            PinKind::Guard => pins.guards += 1,
+            PinKind::Named => (pins.named, pins.named_at) = (pins.named + 1, now),
+        }
         Ok(location)
     }
 
-    pub(super) fn unpin(&mut self, who: InstanceNumber, key: usize) -> Result<(), UnpinError> {
+    pub(super) fn unpin(&mut self, who: InstanceNumber, key: usize, kind: PinKind) -> Result<(), UnpinError> {
         if !self.entries.contains_key(&key) {
             return Err(UnpinError::NotFound);
         }
         let pins = self.pins.get_mut(&(who, key)).ok_or(UnpinError::NotPinned)?;
-        *pins -= 1;
-        self.pins.retain(|_, pins| *pins > 0);
+        let count = match kind {
+            PinKind::Guard => &mut pins.guards,
+            PinKind::Named => &mut pins.named,
+        };
+        *count = count.checked_sub(1).ok_or(UnpinError::NotPinned)?;
+        self.pins.retain(|_, pins| pins.all() > 0);
         Ok(())
+    }
+
+    pub(super) fn expire_pins(&mut self) -> u64 {
+        let mut expired = 0;
+        for pins in self.pins.values_mut().filter(|pins| pins.named_at + LIMITS.pin_ttl <= self.now) {
+            expired += u64::from(std::mem::take(&mut pins.named));
+        }
+        self.pins.retain(|_, pins| pins.all() > 0);
+        self.pins_expired += expired;
+        expired
+    }
+
+    /// When something ends by itself.
+    pub(super) fn next_expiry(&self) -> Option<Duration> {
+        let graces = self.instances.values().filter_map(|instance| instance.grace_end);
+        let named = self.pins.values().filter(|pins| pins.named > 0);
+        graces.chain(named.map(|pins| pins.named_at + LIMITS.pin_ttl)).min()
+    }
+
+    /// Which entry goes is the policy's choice: that of `page` did, and the model says whether it could.
+    pub(super) fn evict(&mut self, who: InstanceNumber, (region, page): (RegionId, u32)) {
+        assert_eq!(self.owns(who, region), Ok(()), "only the owner's entries are evicted");
+        let found = self.entries.iter().find(|(_, entry)| (entry.region, entry.page) == (region, page));
+        let key = *found.expect("what is evicted was an entry").0;
+        assert_eq!(self.pins_of(key), 0, "a pinned entry stays");
+        self.entries.remove(&key);
+        self.evicted += 1;
+        self.reclaimed += 1;
+    }
+
+    /// Entries that their owner may have evicted.
+    pub(super) fn evictable(&self, who: InstanceNumber) -> usize {
+        let owned = self.entries.iter().filter(|(_, entry)| self.owns(who, entry.region).is_ok());
+        owned.filter(|(key, _)| self.pins_of(**key) == 0).count()
+    }
+
+    /// Evicts the coldest orphans that nobody reads, one after the other until it is enough, or none.
+    fn evict_orphans(&mut self, pools: &[usize], is_enough: impl Fn(&Model) -> bool) -> bool {
+        let mut trial = self.clone();
+        while !is_enough(&trial) {
+            let orphans = trial.regions.iter().filter(|(id, region)| {
+                let is_orphan = region.committed && region.owner.is_none() && pools.contains(&region.pool);
+                let mut inside = trial.entries.iter().filter(|(_, entry)| entry.region == **id);
+                is_orphan && inside.all(|(key, _)| trial.pins_of(*key) == 0)
+            });
+            let Some(coldest) = orphans.map(|(id, _)| *id).min_by_key(|id| (trial.touched[id], *id)) else {
+                return false;
+            };
+            trial.evicted_with_orphan += trial.entries_in(coldest).count() as u64;
+            trial.entries.retain(|_, entry| entry.region != coldest);
+            trial.retire_empty_orphans();
+        }
+        *self = trial;
+        true
+    }
+
+    /// Whether a pool has an extent when all that is retired is released.
+    fn fits_once_released(&self, pool: usize, bytes: u64) -> bool {
+        let released = Model { retired: Vec::new(), releasing: Vec::new(), ..self.clone() };
+        released.first_fit(pool, bytes).is_some()
     }
 
     pub(super) fn delete(&mut self, key: usize) -> Result<(), DeleteError> {
@@ -299,20 +413,30 @@ impl Model {
         Figures {
             entries: self.entries.len() as u64,
             entry_bytes: self.entries.values().map(|entry| u64::from(entry.length)).sum(),
-            entry_capacity: 20,
+            entry_capacity: u64::from(LIMITS.max_entries),
             regions: committed().count() as u64,
             region_bytes: committed().map(|(id, _)| self.info(*id).size).sum(),
             orphans: committed().filter(|(_, region)| region.owner.is_none()).count() as u64,
             freed_pages: self.regions.values().map(|region| region.freed.len() as u64).sum(),
             pinned_entries: self.entries.keys().filter(|key| self.pins_of(**key) > 0).count() as u64,
-            pins: self.pins.values().map(|pins| u64::from(*pins)).sum(),
+            pins: self.pins.values().map(|pins| u64::from(pins.all())).sum(),
             instances: self.instances.len() as u64,
             connections: self.instances.values().map(|instance| u64::from(instance.connections)).sum(),
             pool_bytes: 8 * 8192 + 3 * 16384,
             pool_free_bytes: free(0) + free(1),
             instances_expired: self.expired,
             reclaimed_pages: self.reclaimed,
+            evicted_for_owner: self.evicted,
+            evicted_with_orphan: self.evicted_with_orphan,
+            pins_expired: self.pins_expired,
+            oldest_pin_seconds: self.oldest_pin(|_| true),
         }
+    }
+
+    /// Whole seconds since the oldest pin of these instances was taken.
+    fn oldest_pin(&self, of: impl Fn(InstanceNumber) -> bool) -> u64 {
+        let since = self.pins.iter().filter(|((who, _), _)| of(*who)).map(|(_, pins)| pins.since).min();
+        since.map_or(0, |since| self.now.as_secs() - since.as_secs())
     }
 
     pub(super) fn usage(&self, number: InstanceNumber) -> Usage<'static> {
@@ -330,7 +454,9 @@ impl Model {
             region_bytes: owned.iter().map(|region| region.size).sum(),
             entry_bytes: owned.iter().map(|region| region.entry_bytes).sum(),
             pinned_entries: pins().count() as u64,
-            pins: pins().map(|(_, pins)| u64::from(*pins)).sum(),
+            pins: pins().map(|(_, pins)| u64::from(pins.all())).sum(),
+            named_pins: pins().map(|(_, pins)| u64::from(pins.named)).sum(),
+            oldest_pin_seconds: self.oldest_pin(|who| who == number),
             grace_left: instance.grace_end.map_or(Duration::ZERO, |end| end.saturating_sub(self.now)),
         }
     }

@@ -32,9 +32,12 @@ enum Op {
     NextRetired,
     Released { which: usize },
     Reclaim { who: usize, region: Option<usize>, want: usize },
+    Evict { who: usize, want: usize },
     Register { who: usize, digest: usize, region: usize, page: u64, off: bool, length: u32 },
-    Pin { who: usize, digest: usize },
-    Unpin { who: usize, digest: usize },
+    RegisterChain { who: usize, first: usize, region: usize },
+    Lookup { who: usize, first: usize, count: usize },
+    Pin { who: usize, digest: usize, named: bool },
+    Unpin { who: usize, digest: usize, named: bool },
     Delete { digest: usize },
 }
 
@@ -54,13 +57,14 @@ const START: &[Op] = &[
 #[rustfmt::skip]
 const ANSWERS: &[&str] = &[
     "open: Ok(InstanceNumber", "open: Err(Instances", "connect: Ok", "connect: Err(Connections",
-    "expire: some",
+    "expire: some", "expire pins: some",
     "begin: Ok(RegionInfo", "begin: Err(InvalidSize", "begin: Err(UnknownPool", "begin: Err(TooManyRegions",
     "begin: Err(TooManyPages", "begin: pending true", "begin: pending false",
+    "begin: orphans evicted for space", "begin: orphans evicted for pages",
     "commit: Some(RegionInfo", "commit: None", "abort: done",
     "return: Ok", "return: Err(NotFound", "return: Err(NotOwner",
     "retired: Some(RetiredRegion", "retired: None", "released: done",
-    "reclaim: pages", "reclaim: Ok", "reclaim: Err(NotFound", "reclaim: Err(NotOwner",
+    "evict: pages", "evict: all that could go", "reclaim: pages", "reclaim: Ok", "reclaim: Err(NotFound", "reclaim: Err(NotOwner",
     "register: Done", "register: Exists", "register: RegionNotFound", "register: NotOwner", "register: OutOfBounds",
     "register: PageInUse",
     "pin: Ok(Location", "pin: Err(NotFound", "pin: Err(Limit",
@@ -91,11 +95,18 @@ fn ops() -> impl Strategy<Value = Op> {
         3 => which.prop_map(|which| Op::Released { which }),
         4 => (who.clone(), prop::option::of(region.clone()), 0..4usize)
             .prop_map(|(who, region, want)| Op::Reclaim { who, region, want }),
+        4 => (who.clone(), 0..4usize).prop_map(|(who, want)| Op::Evict { who, want }),
         50 => (who.clone(), digest.clone(), region, 0..4u64, prop::bool::weighted(0.05), length).prop_map(
             |(who, digest, region, page, off, length)| Op::Register { who, digest, region, page, off, length }
         ),
-        16 => (who.clone(), digest.clone()).prop_map(|(who, digest)| Op::Pin { who, digest }),
-        16 => (who, digest.clone()).prop_map(|(who, digest)| Op::Unpin { who, digest }),
+        10 => (who.clone(), digest.clone(), 0..12usize)
+            .prop_map(|(who, first, region)| Op::RegisterChain { who, first, region }),
+        10 => (who.clone(), digest.clone(), 1..6usize)
+            .prop_map(|(who, first, count)| Op::Lookup { who, first, count }),
+        16 => (who.clone(), digest.clone(), any::<bool>())
+            .prop_map(|(who, digest, named)| Op::Pin { who, digest, named }),
+        16 => (who, digest.clone(), any::<bool>())
+            .prop_map(|(who, digest, named)| Op::Unpin { who, digest, named }),
         10 => digest.prop_map(|digest| Op::Delete { digest }),
     ]
 }
@@ -103,6 +114,10 @@ fn ops() -> impl Strategy<Value = Op> {
 /// Some digests share their low half, on which the index works.
 fn digest(index: usize) -> Digest {
     Digest((index as u128) << 64 | (index % 5) as u128)
+}
+
+fn kind(named: bool) -> PinKind {
+    if named { PinKind::Named } else { PinKind::Guard }
 }
 
 /// The state and its model, driven together, and which results were seen.
@@ -188,10 +203,20 @@ impl Pair<'_> {
                 if expected > 0 {
                     self.note("expire: some");
                 }
+                let expected = self.model.expire_pins();
+                assert_eq!(self.state.expire_pins(self.model.now), expected);
+                if expected > 0 {
+                    self.note("expire pins: some");
+                }
             }
             Op::Begin { who, size, page_size, pool } => {
                 let (who, page_size) = (self.who(who)?, PAGE_SIZES[page_size]);
+                let evicted = self.model.evicted_with_orphan;
                 let expected = self.model.begin(who, size, page_size, pool);
+                if self.model.evicted_with_orphan > evicted {
+                    let reason = if expected.is_ok() { "pages" } else { "space" };
+                    self.note(format!("begin: orphans evicted for {reason}"));
+                }
                 let result = self.state.begin_region(who, size, page_size, pool.map(PoolId));
                 if let Err(AllocError::NoSpace { pending }) = result {
                     self.note(format!("begin: pending {pending}"));
@@ -247,25 +272,60 @@ impl Pair<'_> {
                 }
                 self.same("reclaim", &result.map(|()| back), &expected);
             }
+            Op::Evict { who, want } => {
+                let who = self.who(who)?;
+                let evictable = self.model.evictable(who);
+                let mut pages = Vec::new();
+                self.state.evict(who, want, |region, page| pages.push((region, page)));
+                assert_eq!(pages.len(), want.min(evictable), "as many are evicted as are wanted and may go");
+                if !pages.is_empty() {
+                    self.note("evict: pages");
+                }
+                if want > evictable {
+                    self.note("evict: all that could go");
+                }
+                pages.into_iter().for_each(|page| self.model.evict(who, page));
+            }
             Op::Register { who, digest: key, region, page, off, length } => {
                 let id = self.region(region);
                 let who = self.who_with(who, id)?;
                 let page_size = self.model.regions.get(&id).map_or(4096, |region| region.page_size);
                 let offset = page * page_size + u64::from(off);
                 let expected = self.model.register(who, key, id, offset, length);
-                let result = self.state.register(who, digest(key), id, offset, length);
+                let mut request = self.request(who, 1);
+                let result = self.state.register(&mut request, digest(key), id, offset, length);
                 self.same("register", &result, &expected);
             }
-            Op::Pin { who, digest: key } => {
-                let who = self.who(who)?;
-                let expected = self.model.pin(who, key);
-                let result = self.state.pin(who, digest(key));
+            Op::RegisterChain { who, first, region } => {
+                let id = self.region(region);
+                let who = self.who_with(who, id)?;
+                let page_size = self.model.regions.get(&id).map_or(4096, |region| region.page_size);
+                let mut request = self.request(who, 3);
+                for n in 0..3 {
+                    let (key, offset) = ((first + n) % KEYS, n as u64 * page_size);
+                    let expected = self.model.register(who, key, id, offset, 1);
+                    let result = self.state.register(&mut request, digest(key), id, offset, 1);
+                    self.same("register", &result, &expected);
+                }
+            }
+            Op::Lookup { who, first, count } => {
+                let mut request = self.request(self.who(who)?, count);
+                for key in (first..first + count).map(|key| key % KEYS) {
+                    let expected = self.model.use_of(key);
+                    assert_eq!(self.state.lookup(&mut request, digest(key)), expected);
+                }
+                self.state.pass_over(&mut request, digest(KEYS));
+            }
+            Op::Pin { who, digest: key, named } => {
+                let (who, kind) = (self.who(who)?, kind(named));
+                let expected = self.model.pin(who, key, kind);
+                let result = self.state.pin(&mut self.request(who, 1), digest(key), kind);
                 self.same("pin", &result, &expected);
             }
-            Op::Unpin { who, digest: key } => {
-                let who = self.who(who)?;
-                let expected = self.model.unpin(who, key);
-                let result = self.state.unpin(who, digest(key));
+            Op::Unpin { who, digest: key, named } => {
+                let (who, kind) = (self.who(who)?, kind(named));
+                let expected = self.model.unpin(who, key, kind);
+                let result = self.state.unpin(&self.request(who, 1), digest(key), kind);
                 self.same("unpin", &result, &expected);
             }
             Op::Delete { digest: key } => {
@@ -279,6 +339,10 @@ impl Pair<'_> {
             }
         }
         Some(())
+    }
+
+    fn request(&self, who: InstanceNumber, keys: usize) -> Request {
+        Request::new(who, self.model.now, keys)
     }
 
     fn open(&mut self) {
@@ -296,12 +360,12 @@ impl Pair<'_> {
     }
 
     /// Everything that can be seen is the same on both sides.
-    fn compare(&self) {
+    fn compare(&mut self) {
         let Pair { state, model, .. } = self;
         state.check();
-        assert_eq!(state.figures(), model.figures());
+        assert_eq!(state.figures(model.now), model.figures());
         for key in 0..KEYS {
-            assert_eq!(state.lookup(digest(key)), model.lookup(key), "lookup of {key}");
+            assert_eq!(state.find(digest(key)), model.lookup(key), "{key} is where it is");
         }
         let committed = model.regions.iter().filter(|(_, region)| region.committed).map(|(id, _)| *id);
         let regions = committed.map(|id| model.info(id)).collect::<Vec<_>>();
@@ -311,8 +375,7 @@ impl Pair<'_> {
         }
         let usage = model.instances.keys().map(|number| model.usage(*number)).collect::<Vec<_>>();
         assert_eq!(state.usage_after(InstanceNumber(0), model.now).collect::<Vec<_>>(), usage);
-        let next = model.instances.values().filter_map(|instance| instance.grace_end).min();
-        assert_eq!(state.next_expiry(), next);
+        assert_eq!(state.next_expiry(), model.next_expiry());
         for (index, pool) in state.pools().enumerate() {
             let granules = model.granules(index);
             let runs = granules.split(|free| !free).map(|run| run.len() as u64);
@@ -324,7 +387,7 @@ impl Pair<'_> {
 #[test]
 fn random_operations_do_what_a_naive_model_does() {
     let seen = RefCell::new(BTreeMap::new());
-    let config = Config { cases: 256, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: 1024, failure_persistence: None, ..Config::default() };
     let outcome = TestRunner::new(config).run(&prop::collection::vec(ops(), 1..500), |ops| {
         let mut pair = Pair { state: State::new(LIMITS, &POOLS), model: Model::default(), seen: &seen };
         for op in START.iter().chain(&ops) {

@@ -75,7 +75,7 @@ impl Pages {
         self.first = self.first.min(word);
     }
 
-    /// The page's entry is gone, and there is nobody to take the page back.
+    /// The page's entry is gone, and the page is with whoever owns the region.
     pub(super) fn vacate(&mut self, page: u32) {
         self.table[page as usize] = HELD;
     }

@@ -72,6 +72,21 @@ impl Pool {
         self.extents.insert(start, end - start);
     }
 
+    /// Whether there would be an extent for `bytes` if those `freed`, as (offset, length), were free too.
+    fn would_fit(&self, bytes: u64, freed: impl Iterator<Item = (u64, u64)>) -> bool {
+        let mut free =
+            self.extents.iter().map(|(&offset, &length)| (offset, length)).chain(freed).collect::<Vec<_>>();
+        free.sort_unstable();
+        let (mut start, mut end) = (0, 0);
+        free.into_iter().any(|(offset, length)| {
+            if offset != end {
+                start = offset;
+            }
+            end = offset + length;
+            end - start >= bytes
+        })
+    }
+
     fn info(&self, id: PoolId) -> PoolInfo {
         PoolInfo {
             id,
@@ -118,6 +133,21 @@ impl Pools {
         self.ids().filter(|id| pool.is_none_or(|pool| pool == *id)).find_map(|id| {
             let (offset, length) = self.0[id.0 as usize].take(bytes)?;
             Some((id, offset, length))
+        })
+    }
+
+    /// Whether this pool, or any, would have an extent for `bytes` if those `freed`, as (pool, offset, length), were
+    /// free too.
+    pub(super) fn would_fit(
+        &self,
+        bytes: u64,
+        pool: Option<PoolId>,
+        freed: &(impl Iterator<Item = (PoolId, u64, u64)> + Clone),
+    ) -> bool {
+        let asked = self.ids().zip(&self.0).filter(|(id, _)| pool.is_none_or(|pool| pool == *id));
+        asked.into_iter().any(|(id, pool)| {
+            let of_pool = freed.clone().filter(|(pool, ..)| *pool == id);
+            pool.would_fit(bytes, of_pool.map(|(_, offset, length)| (offset, length)))
         })
     }
 

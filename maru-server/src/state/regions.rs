@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU32;
 
+use super::eviction::Group;
 use super::numbered::Numbered;
-use super::pages::Pages;
+use super::pages::{Page, Pages};
 use super::{InstanceNumber, PoolId, RegionId};
 
 /// What there is to know of a region.
@@ -59,6 +60,12 @@ pub(super) struct Region {
     pub(super) pool: PoolId,
     pub(super) pool_offset: u64,
     pub(super) extent: u64,
+    /// With whom its entries compete for pages; `None` in an orphan.
+    pub(super) group: Option<Group>,
+    /// Entries with at least one pin.
+    pub(super) pinned: u32,
+    /// When one of its entries was last asked for, by [`State::touches`](super::State).
+    pub(super) last_touch: u64,
     /// Its memory is there. Until then nobody but the one who prepares it knows of the region.
     pub(super) committed: bool,
 }
@@ -188,6 +195,11 @@ impl Regions {
         self.numbered.at(slot)
     }
 
+    /// The same, to be changed.
+    pub(super) fn at_mut(&mut self, slot: u32) -> &mut Region {
+        self.numbered.at_mut(slot)
+    }
+
     /// Every region, those being prepared included, by id.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Region> {
         self.numbered.after(0)
@@ -219,6 +231,15 @@ impl Regions {
         }
     }
 
+    /// The entry of a page of an owned region is gone, and the page is the owner's at once.
+    pub(super) fn hand_back(&mut self, slot: u32, page: u32, length: NonZeroU32) -> RegionId {
+        let region = self.numbered.at_mut(slot);
+        region.entries -= 1;
+        region.entry_bytes -= u64::from(length.get());
+        region.pages.vacate(page);
+        region.id
+    }
+
     /// Hands the lowest freed page of an owned region back.
     pub(super) fn take_lowest(&mut self, id: RegionId) -> Option<u32> {
         let region = self.numbered.get_mut(id.0).expect("an owned region exists");
@@ -231,6 +252,7 @@ impl Regions {
     pub(super) fn disown(&mut self, id: RegionId) {
         let region = self.numbered.get_mut(id.0).expect("an owned region exists");
         region.owner = None;
+        region.group = None;
         if !region.committed {
             return;
         }
@@ -241,6 +263,24 @@ impl Regions {
         if region.entries == 0 {
             self.retire(id);
         }
+    }
+
+    /// The slots of a region's entries.
+    pub(super) fn entries_of(&self, id: RegionId) -> Vec<u32> {
+        let region = self.numbered.get(id.0).expect("the caller knows that the region exists");
+        let entries = region.pages.iter().filter_map(|(_, page)| match page {
+            Page::Entry(slot) => Some(slot),
+            _ => None,
+        });
+        entries.collect()
+    }
+
+    /// The orphans in which nobody has a pin, the coldest first.
+    pub(super) fn unread_orphans(&self) -> Vec<RegionInfo> {
+        let is_unread = |region: &&Region| region.committed && region.owner.is_none() && region.pinned == 0;
+        let mut orphans = self.iter().filter(is_unread).collect::<Vec<_>>();
+        orphans.sort_by_key(|region| region.last_touch);
+        orphans.into_iter().map(Region::info).collect()
     }
 
     /// Ends an orphan without entries; its memory is to be released.
@@ -259,6 +299,11 @@ impl Regions {
         region
     }
 
+    /// What is retired or being released: its extents are free soon.
+    pub(super) fn unreleased(&self) -> impl Iterator<Item = &RetiredRegion> {
+        self.retired.iter().chain(self.releasing.values())
+    }
+
     /// The next one whose memory is to be released.
     pub(super) fn next_retired(&mut self) -> Option<RetiredRegion> {
         let region = self.retired.pop_front()?;
@@ -273,8 +318,7 @@ impl Regions {
 
     /// Whether memory of this pool, or of any, is still to be released.
     pub(super) fn pending(&self, pool: Option<PoolId>) -> bool {
-        let mut unreleased = self.retired.iter().chain(self.releasing.values());
-        unreleased.any(|region| pool.is_none_or(|pool| pool == region.pool))
+        self.unreleased().any(|region| pool.is_none_or(|pool| pool == region.pool))
     }
 
     /// Panics where regions, pages and counters disagree. What else takes extents is added to `taken`.
@@ -300,7 +344,6 @@ impl Regions {
         assert_eq!(self.counts, counts, "the counters of the regions are those of a recount");
         assert_eq!(self.pages, self.iter().map(|region| region.pages.count()).sum::<u32>());
         assert!(self.pages <= max_pages, "pages do not outnumber the entries there is room for");
-        let unreleased = self.retired.iter().chain(self.releasing.values());
-        taken.extend(unreleased.map(|region| (region.pool, region.pool_offset, region.extent)));
+        taken.extend(self.unreleased().map(|region| (region.pool, region.pool_offset, region.extent)));
     }
 }

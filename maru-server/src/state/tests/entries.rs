@@ -6,12 +6,12 @@ use super::*;
 fn an_entry_is_found_where_it_was_registered() {
     let mut state = state();
     let (alice, region) = owner(&mut state, 1, 4);
-    assert_eq!(state.register(alice, A, region, 2 * PAGE, 77), Registered::Done);
+    assert_eq!(register(&mut state, alice, A, region, 2 * PAGE, 77), Registered::Done);
     let location = Location { region, offset: 2 * PAGE, length: 77, generation: 1 };
-    assert_eq!(state.lookup(A), Some(location));
-    assert_eq!(state.lookup(B), None);
+    assert_eq!(state.find(A), Some(location));
+    assert_eq!(state.find(B), None);
     let bob = reader(&mut state, 2);
-    assert_eq!(state.pin(bob, A), Ok(location));
+    assert_eq!(pin(&mut state, bob, A), Ok(location));
 }
 
 #[test]
@@ -19,9 +19,9 @@ fn register_into_unknown_region_is_refused() {
     let mut state = state();
     let (alice, region) = owner(&mut state, 1, 4);
     for unknown in [RegionId(0), RegionId(region.0 + 1), RegionId(u32::MAX)] {
-        assert_eq!(state.register(alice, A, unknown, 0, 1), Registered::RegionNotFound);
+        assert_eq!(register(&mut state, alice, A, unknown, 0, 1), Registered::RegionNotFound);
     }
-    assert_eq!(state.lookup(A), None);
+    assert_eq!(state.find(A), None);
 }
 
 #[test]
@@ -39,12 +39,12 @@ fn register_out_of_bounds_is_refused() {
         (0, u32::MAX),
     ] {
         assert_eq!(
-            state.register(alice, A, region, offset, length),
+            register(&mut state, alice, A, region, offset, length),
             Registered::OutOfBounds,
             "{offset} {length}"
         );
     }
-    assert_eq!(state.register(alice, A, region, 3 * PAGE, 4096), Registered::Done);
+    assert_eq!(register(&mut state, alice, A, region, 3 * PAGE, 4096), Registered::Done);
 }
 
 #[test]
@@ -52,8 +52,8 @@ fn register_into_a_region_of_another_is_refused() {
     let mut state = state();
     let (_, region) = owner(&mut state, 1, 4);
     let bob = reader(&mut state, 2);
-    assert_eq!(state.register(bob, A, region, 0, 1), Registered::NotOwner);
-    assert_eq!(state.lookup(A), None);
+    assert_eq!(register(&mut state, bob, A, region, 0, 1), Registered::NotOwner);
+    assert_eq!(state.find(A), None);
 }
 
 #[test]
@@ -62,10 +62,10 @@ fn a_duplicate_register_says_exists_and_changes_nothing() {
     let (alice, of_alice) = owner(&mut state, 1, 4);
     let (bob, of_bob) = owner(&mut state, 2, 4);
     store(&mut state, alice, A, of_alice, 0);
-    let (location, figures) = (state.lookup(A), state.figures());
-    assert_eq!(state.register(bob, A, of_bob, 0, 9), Registered::Exists);
-    assert_eq!(state.register(alice, A, of_alice, 0, 1), Registered::Exists);
-    assert_eq!((state.lookup(A), state.figures()), (location, figures));
+    let (location, figures) = (state.find(A), state.figures(Duration::ZERO));
+    assert_eq!(register(&mut state, bob, A, of_bob, 0, 9), Registered::Exists);
+    assert_eq!(register(&mut state, alice, A, of_alice, 0, 1), Registered::Exists);
+    assert_eq!((state.find(A), state.figures(Duration::ZERO)), (location, figures));
     // The page of the refused one is still its owner's.
     store(&mut state, bob, B, of_bob, 0);
 }
@@ -75,8 +75,8 @@ fn a_page_holds_at_most_one_entry() {
     let mut state = state();
     let (alice, region) = owner(&mut state, 1, 4);
     store(&mut state, alice, A, region, 0);
-    assert_eq!(state.register(alice, B, region, 0, 1), Registered::PageInUse);
-    assert_eq!(state.lookup(B), None);
+    assert_eq!(register(&mut state, alice, B, region, 0, 1), Registered::PageInUse);
+    assert_eq!(state.find(B), None);
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn a_stale_page_is_refused_until_its_owner_has_taken_it_back() {
     let (alice, region) = owner(&mut state, 1, 4);
     store(&mut state, alice, A, region, 0);
     state.delete(A).unwrap();
-    assert_eq!(state.register(alice, B, region, 0, 1), Registered::PageInUse);
+    assert_eq!(register(&mut state, alice, B, region, 0, 1), Registered::PageInUse);
     assert_eq!(reclaimed(&mut state, alice), [(region, 0)]);
     store(&mut state, alice, B, region, 0);
 }
@@ -95,11 +95,11 @@ fn the_same_place_under_another_generation_is_another_entry() {
     let mut state = state();
     let (alice, region) = owner(&mut state, 1, 4);
     store(&mut state, alice, A, region, 0);
-    let before = state.lookup(A).unwrap();
+    let before = state.find(A).unwrap();
     state.delete(A).unwrap();
     reclaimed(&mut state, alice);
     store(&mut state, alice, A, region, 0);
-    let after = state.lookup(A).unwrap();
+    let after = state.find(A).unwrap();
     assert_ne!(before.generation, after.generation);
     assert_eq!(before, Location { generation: before.generation, ..after });
 }
@@ -116,7 +116,10 @@ fn a_page_freed_by_a_non_owner_returns_to_its_owner_exactly_once() {
     assert_eq!(state.reclaim(bob, Some(region), 1, |_, _| panic!()), Err(ReturnError::NotOwner));
     assert_eq!(reclaimed(&mut state, alice), [(region, 3)]);
     assert_eq!(reclaimed(&mut state, alice), []);
-    assert_eq!((state.figures().freed_pages, state.figures().reclaimed_pages), (0, 1));
+    assert_eq!(
+        (state.figures(Duration::ZERO).freed_pages, state.figures(Duration::ZERO).reclaimed_pages),
+        (0, 1)
+    );
 }
 
 #[test]

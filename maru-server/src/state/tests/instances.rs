@@ -8,11 +8,11 @@ fn delete_says_not_found_or_pinned_or_ok() {
     let (alice, region) = owner(&mut state, 1, 4);
     let bob = reader(&mut state, 2);
     store(&mut state, alice, A, region, 0);
-    state.pin(bob, A).unwrap();
+    pin(&mut state, bob, A).unwrap();
     assert_eq!(state.delete(B), Err(DeleteError::NotFound));
     assert_eq!(state.delete(A), Err(DeleteError::Pinned));
-    assert!(state.lookup(A).is_some());
-    state.unpin(bob, A).unwrap();
+    assert!(state.find(A).is_some());
+    unpin(&mut state, bob, A).unwrap();
     assert_eq!(state.delete(A), Ok(()));
     assert_eq!(state.delete(A), Err(DeleteError::NotFound));
 }
@@ -23,11 +23,11 @@ fn pins_of_one_client_cannot_be_dropped_by_another() {
     let (alice, region) = owner(&mut state, 1, 4);
     let bob = reader(&mut state, 2);
     store(&mut state, alice, A, region, 0);
-    state.pin(bob, A).unwrap();
-    assert_eq!(state.unpin(alice, A), Err(UnpinError::NotPinned));
+    pin(&mut state, bob, A).unwrap();
+    assert_eq!(unpin(&mut state, alice, A), Err(UnpinError::NotPinned));
     assert_eq!(state.delete(A), Err(DeleteError::Pinned));
-    assert_eq!(state.unpin(bob, A), Ok(()));
-    assert_eq!(state.unpin(bob, A), Err(UnpinError::NotPinned));
+    assert_eq!(unpin(&mut state, bob, A), Ok(()));
+    assert_eq!(unpin(&mut state, bob, A), Err(UnpinError::NotPinned));
 }
 
 #[test]
@@ -37,24 +37,24 @@ fn pin_count_is_bounded() {
     let bob = reader(&mut state, 2);
     store(&mut state, alice, A, region, 0);
     for who in [alice, bob, bob] {
-        state.pin(who, A).unwrap();
+        pin(&mut state, who, A).unwrap();
     }
     for who in [alice, bob] {
-        assert_eq!(state.pin(who, A), Err(PinError::Limit));
+        assert_eq!(pin(&mut state, who, A), Err(PinError::Limit));
     }
-    assert_eq!(state.figures().pins, 3);
-    state.unpin(alice, A).unwrap();
-    assert!(state.pin(bob, A).is_ok());
+    assert_eq!(state.figures(Duration::ZERO).pins, 3);
+    unpin(&mut state, alice, A).unwrap();
+    assert!(pin(&mut state, bob, A).is_ok());
 }
 
 #[test]
 fn pin_and_unpin_of_nothing_change_nothing() {
     let mut state = state();
     let alice = reader(&mut state, 1);
-    let figures = state.figures();
-    assert_eq!(state.pin(alice, A), Err(PinError::NotFound));
-    assert_eq!(state.unpin(alice, A), Err(UnpinError::NotFound));
-    assert_eq!(state.figures(), figures);
+    let figures = state.figures(Duration::ZERO);
+    assert_eq!(pin(&mut state, alice, A), Err(PinError::NotFound));
+    assert_eq!(unpin(&mut state, alice, A), Err(UnpinError::NotFound));
+    assert_eq!(state.figures(Duration::ZERO), figures);
 }
 
 #[test]
@@ -63,14 +63,14 @@ fn pins_of_dead_clients_are_released_after_the_grace() {
     let (alice, region) = owner(&mut state, 1, 4);
     let bob = reader(&mut state, 2);
     store(&mut state, alice, A, region, 0);
-    state.pin(bob, A).unwrap();
-    state.pin(bob, A).unwrap();
+    pin(&mut state, bob, A).unwrap();
+    pin(&mut state, bob, A).unwrap();
     state.disconnect(bob, Duration::from_secs(100));
     assert_eq!(state.next_expiry(), Some(Duration::from_secs(110)));
     assert_eq!(state.expire(Duration::from_millis(109_999)), 0);
     assert_eq!(state.delete(A), Err(DeleteError::Pinned));
     assert_eq!(state.expire(Duration::from_secs(110)), 1);
-    assert_eq!((state.figures().pins, state.figures().instances_expired), (0, 1));
+    assert_eq!((state.figures(Duration::ZERO).pins, state.figures(Duration::ZERO).instances_expired), (0, 1));
     assert_eq!(state.delete(A), Ok(()));
     assert_eq!(state.next_expiry(), None);
 }
@@ -83,9 +83,9 @@ fn pins_are_told_in_figures_and_per_instance() {
     store(&mut state, alice, A, region, 0);
     store(&mut state, alice, B, region, 1);
     for (who, digest) in [(alice, A), (bob, A), (bob, A), (bob, B)] {
-        state.pin(who, digest).unwrap();
+        pin(&mut state, who, digest).unwrap();
     }
-    let figures = state.figures();
+    let figures = state.figures(Duration::ZERO);
     assert_eq!((figures.pinned_entries, figures.pins), (2, 4));
     let usage = state.usage_after(InstanceNumber(0), Duration::ZERO);
     let pins = usage.map(|usage| (usage.number, usage.pinned_entries, usage.pins)).collect::<Vec<_>>();
@@ -100,10 +100,10 @@ fn pinning_again_and_again_takes_no_more_memory() {
     let round = |state: &mut State| {
         for number in 0..8 {
             store(state, alice, Digest(number), region, u64::try_from(number).unwrap());
-            state.pin(alice, Digest(number)).unwrap();
+            pin(state, alice, Digest(number)).unwrap();
         }
         for number in 0..8 {
-            state.unpin(alice, Digest(number)).unwrap();
+            unpin(state, alice, Digest(number)).unwrap();
             state.delete(Digest(number)).unwrap();
         }
         state.reclaim(alice, None, 8, |_, _| {}).unwrap();
@@ -120,13 +120,13 @@ fn a_resumed_session_keeps_its_pins_and_regions() {
     let mut state = state();
     let (alice, region) = owner(&mut state, 1, 4);
     store(&mut state, alice, A, region, 0);
-    state.pin(alice, A).unwrap();
+    pin(&mut state, alice, A).unwrap();
     state.disconnect(alice, Duration::ZERO);
     assert_eq!(state.find_instance(Token(1)), Some(alice));
     state.connect(alice).unwrap();
     assert_eq!(state.next_expiry(), None);
     assert_eq!(state.expire(Duration::MAX), 0);
-    assert_eq!(state.unpin(alice, A), Ok(()));
+    assert_eq!(unpin(&mut state, alice, A), Ok(()));
     assert_eq!(state.return_region(alice, region), Ok(()));
 }
 
@@ -154,7 +154,7 @@ fn instances_and_connections_are_limited() {
     let bob = reader(&mut state, 2);
     reader(&mut state, 3);
     assert_eq!(state.open_instance("fourth", Token(4)), Err(LimitReached::Instances(3)));
-    assert_eq!((state.figures().instances, state.figures().connections), (3, 4));
+    assert_eq!((state.figures(Duration::ZERO).instances, state.figures(Duration::ZERO).connections), (3, 4));
     // An end makes room, and its number is not given again.
     state.forget(bob);
     assert_eq!(state.open_instance("fourth", Token(4)), Ok(InstanceNumber(4)));

@@ -5,11 +5,13 @@ use std::time::Duration;
 use super::*;
 
 mod entries;
+mod evicting;
 mod instances;
 mod regions;
 
 const PAGE: u64 = 4096;
 const GRACE: Duration = Duration::from_secs(10);
+const PIN_TTL: Duration = Duration::from_secs(600);
 
 const LIMITS: Limits = Limits {
     max_entries: 32,
@@ -20,6 +22,7 @@ const LIMITS: Limits = Limits {
     min_page_size: PAGE,
     max_page_size: 4 * PAGE,
     grace: GRACE,
+    pin_ttl: PIN_TTL,
 };
 
 /// A state with one pool of 16 pages in granules of 2.
@@ -47,7 +50,32 @@ fn region(state: &mut State, owner: InstanceNumber, pages: u64) -> RegionId {
 
 /// Stores one byte under a digest.
 fn store(state: &mut State, owner: InstanceNumber, digest: Digest, region: RegionId, page: u64) {
-    assert_eq!(state.register(owner, digest, region, page * PAGE, 1), Registered::Done);
+    assert_eq!(register(state, owner, digest, region, page * PAGE, 1), Registered::Done);
+}
+
+/// A request of one key, as soon as the server runs.
+fn at_start(caller: InstanceNumber) -> Request {
+    Request::new(caller, Duration::ZERO, 1)
+}
+
+fn register(
+    state: &mut State,
+    caller: InstanceNumber,
+    digest: Digest,
+    region: RegionId,
+    offset: u64,
+    length: u32,
+) -> Registered {
+    state.register(&mut at_start(caller), digest, region, offset, length)
+}
+
+/// Pins for a reader.
+fn pin(state: &mut State, caller: InstanceNumber, digest: Digest) -> Result<Location, PinError> {
+    state.pin(&mut at_start(caller), digest, PinKind::Guard)
+}
+
+fn unpin(state: &mut State, caller: InstanceNumber, digest: Digest) -> Result<(), UnpinError> {
+    state.unpin(&at_start(caller), digest, PinKind::Guard)
 }
 
 fn reclaimed(state: &mut State, owner: InstanceNumber) -> Vec<(RegionId, u32)> {

@@ -8,7 +8,7 @@ fn a_region_is_rounded_up_to_pages_and_its_extent_to_granules() {
     let alice = reader(&mut state, 1);
     let begun = state.begin_region(alice, 2 * PAGE + 1, PAGE, Some(PoolId(0))).unwrap();
     assert_eq!((begun.pages, begun.size, begun.extent), (3, 3 * PAGE, 4 * PAGE));
-    assert_eq!(state.figures().pool_free_bytes, 12 * PAGE);
+    assert_eq!(state.figures(Duration::ZERO).pool_free_bytes, 12 * PAGE);
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn entries_cannot_outnumber_the_capacity() {
     let alice = reader(&mut state, 1);
     let prepared = state.begin_region(alice, 3 * PAGE, PAGE, None).unwrap();
     assert_eq!(state.begin_region(alice, 2 * PAGE, PAGE, None), Err(AllocError::TooManyPages));
-    assert_eq!(state.figures().pool_free_bytes, 61 * PAGE, "a refused region takes nothing");
+    assert_eq!(state.figures(Duration::ZERO).pool_free_bytes, 61 * PAGE, "a refused region takes nothing");
     state.abort_region(prepared.id);
     assert!(state.begin_region(alice, 4 * PAGE, PAGE, None).is_ok());
 }
@@ -52,21 +52,21 @@ fn a_region_being_prepared_is_invisible() {
     let RegionInfo { id, .. } = state.begin_region(alice, 4 * PAGE, PAGE, None).unwrap();
     assert_eq!(state.region(id), None);
     assert_eq!(state.regions_after(RegionId(0)).count(), 0);
-    assert_eq!(state.register(alice, A, id, 0, 1), Registered::RegionNotFound);
+    assert_eq!(register(&mut state, alice, A, id, 0, 1), Registered::RegionNotFound);
     assert_eq!(state.return_region(alice, id), Err(ReturnError::NotFound));
-    assert_eq!(state.figures().regions, 0);
+    assert_eq!(state.figures(Duration::ZERO).regions, 0);
     assert_eq!(state.commit_region(id), state.region(id));
-    assert_eq!(state.register(alice, A, id, 0, 1), Registered::Done);
+    assert_eq!(register(&mut state, alice, A, id, 0, 1), Registered::Done);
 }
 
 #[test]
 fn an_aborted_region_leaves_nothing_but_its_number() {
     let mut state = state();
     let alice = reader(&mut state, 1);
-    let figures = state.figures();
+    let figures = state.figures(Duration::ZERO);
     let aborted = state.begin_region(alice, 16 * PAGE, PAGE, None).unwrap();
     state.abort_region(aborted.id);
-    assert_eq!(state.figures(), figures);
+    assert_eq!(state.figures(Duration::ZERO), figures);
     let next = state.begin_region(alice, 16 * PAGE, PAGE, None).unwrap();
     assert_eq!(next, RegionInfo { id: RegionId(aborted.id.0 + 1), ..aborted });
 }
@@ -98,9 +98,9 @@ fn an_extent_is_free_only_when_its_memory_is_released() {
     );
     assert_eq!(state.next_retired(), None);
     assert_eq!(state.begin_region(alice, PAGE, PAGE, None), Err(AllocError::NoSpace { pending: true }));
-    assert_eq!(state.figures().pool_free_bytes, 0);
+    assert_eq!(state.figures(Duration::ZERO).pool_free_bytes, 0);
     state.released(region);
-    assert_eq!(state.figures().pool_free_bytes, 16 * PAGE);
+    assert_eq!(state.figures(Duration::ZERO).pool_free_bytes, 16 * PAGE);
     assert!(state.begin_region(alice, PAGE, PAGE, None).is_ok());
 }
 
@@ -125,17 +125,17 @@ fn regions_of_dead_clients_are_readable_until_their_last_entry_is_gone_and_then_
     store(&mut state, alice, Digest(0xC), region, 2);
     state.delete(Digest(0xC)).unwrap();
     kill(&mut state, alice);
-    assert!(state.pin(bob, A).is_ok());
+    assert!(pin(&mut state, bob, A).is_ok());
     let orphan = state.region(region).unwrap();
     // The page that waited for its owner waits no more.
     assert_eq!((orphan.owner, orphan.entries, orphan.freed_pages), (None, 2, 0));
-    assert_eq!(state.register(bob, Digest(0xD), region, 3 * PAGE, 1), Registered::NotOwner);
+    assert_eq!(register(&mut state, bob, Digest(0xD), region, 3 * PAGE, 1), Registered::NotOwner);
     state.delete(B).unwrap();
     assert_eq!(state.next_retired(), None);
-    state.unpin(bob, A).unwrap();
+    unpin(&mut state, bob, A).unwrap();
     state.delete(A).unwrap();
     assert_eq!(state.next_retired().unwrap().id, region);
-    assert_eq!((state.region(region), state.figures().orphans), (None, 0));
+    assert_eq!((state.region(region), state.figures(Duration::ZERO).orphans), (None, 0));
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_pool_filled_by_clients_that_were_killed_is_free_again_after_the_grace() {
     for (token, pages) in [(1, 6), (2, 4), (3, 6)] {
         owner(&mut state, token, pages);
     }
-    assert_eq!(state.figures().pool_free_bytes, 0);
+    assert_eq!(state.figures(Duration::ZERO).pool_free_bytes, 0);
     for instance in (1..=3).map(InstanceNumber) {
         state.disconnect(instance, Duration::ZERO);
     }
@@ -152,7 +152,7 @@ fn a_pool_filled_by_clients_that_were_killed_is_free_again_after_the_grace() {
     while let Some(retired) = state.next_retired() {
         state.released(retired.id);
     }
-    let (pool, figures) = (state.pools().next().unwrap(), state.figures());
+    let (pool, figures) = (state.pools().next().unwrap(), state.figures(Duration::ZERO));
     assert_eq!((pool.free, pool.largest_free), (16 * PAGE, 16 * PAGE));
     assert_eq!((figures.instances, figures.regions, figures.connections), (0, 0, 0));
     state.check();
@@ -164,5 +164,5 @@ fn a_reader_needs_no_memory_of_the_pool() {
     let (alice, region) = owner(&mut state, 1, 16);
     store(&mut state, alice, A, region, 0);
     let bob = reader(&mut state, 2);
-    assert!(state.pin(bob, A).is_ok());
+    assert!(pin(&mut state, bob, A).is_ok());
 }
