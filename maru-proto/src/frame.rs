@@ -54,6 +54,9 @@ impl Flags {
     /// On RECLAIM_PAGES, of any region: evict cold entries of the caller where too few pages are free.
     pub const EVICT: Flags = Flags(1 << 4);
 
+    /// On ASSERT_PINS: no further records follow, and every pin that was not listed is released.
+    pub const LAST: Flags = Flags(1 << 5);
+
     /// Whether every flag of `other` is set.
     pub const fn contains(self, other: Flags) -> bool {
         self.0 & other.0 == other.0

@@ -139,8 +139,11 @@ pub struct HelloRequest {
     pub features: U64,
     /// The wire value of a [`ConnectionKind`].
     pub kind: u8,
+    /// 1 where the client lost a connection: every other connection of the session is ended before this one is answered,
+    /// and what they asked for and was not served by then never is. 0 to join the session beside them.
+    pub resume: u8,
     /// 0.
-    pub reserved: [u8; 7],
+    pub reserved: [u8; 6],
     /// The instance's name.
     pub instance_id: InstanceId,
     /// The session to join or resume, or [`SessionToken::NONE`].
@@ -156,7 +159,8 @@ impl HelloRequest {
             versions: VersionRange::SPOKEN,
             features: 0.into(),
             kind: kind as u8,
-            reserved: [0; 7],
+            resume: 0,
+            reserved: [0; 6],
             instance_id,
             session,
             auth: AuthToken::NONE,

@@ -42,9 +42,9 @@ pub use hello::{
 pub use opcode::Opcode;
 pub use records::{
     AllocationFilter, EvictionReason, GetRegionRequest, HeartbeatRecord, ListAllocationsRequest,
-    LocationRecord, POOL_PATH_MAX, PageRecord, PoolKind, PoolRecord, ReclaimRequest, RegionRecord,
-    RegionState, RegisterRecord, RequestAllocRequest, ReturnAllocRequest, StatKind, StatRecord, UsageRecord,
-    UsageRequest,
+    LocationRecord, POOL_PATH_MAX, PageRecord, PagesRequest, PinsRecord, PoolKind, PoolRecord,
+    ReclaimRequest, RegionRecord, RegionState, RegisterRecord, RequestAllocRequest, ReturnAllocRequest,
+    StatKind, StatRecord, UsageRecord, UsageRequest,
 };
 pub use status::{FrameStatus, RecordStatus, STATUS_PADDING, statuses};
 

@@ -47,6 +47,8 @@ opcodes! {
     ListPools = 0x06, "LIST_POOLS";
     /// Take back pages of the caller's own regions that others have freed.
     ReclaimPages = 0x07, "RECLAIM_PAGES";
+    /// Ask which pages of an own region the server sees with the caller.
+    GetPages = 0x08, "GET_PAGES";
     /// Make one chunk visible under a digest.
     RegisterKv = 0x10, "REGISTER_KV";
     /// Find, and with the flag PIN protect, one chunk.
@@ -71,6 +73,8 @@ opcodes! {
     BatchUnpinKv = 0x24, "BATCH_UNPIN_KV";
     /// DELETE_KV for many digests.
     BatchDeleteKv = 0x25, "BATCH_DELETE_KV";
+    /// Say, after a lost connection, which pins the instance still has a use for; all others are released.
+    AssertPins = 0x26, "ASSERT_PINS";
     /// The server's figures.
     GetStats = 0xF0, "GET_STATS";
     /// Say that the instance lives; answered by the epoch and the server's monotonic time.

@@ -133,6 +133,30 @@ records! {
         page_index: U32,
     }
 
+    /// GET_PAGES: of which region, and from which page on. Answered by 64-bit words, the first page in the lowest bit of the
+    /// first, a bit set where the page is with the owner: neither an entry's nor freed. Words that would not fit are left
+    /// out; ask on.
+    PagesRequest: 8 {
+        /// The region, owned by the caller.
+        region_id: U32,
+        /// The first page, a multiple of 64.
+        first_page: U32,
+    }
+
+    /// ASSERT_PINS: the pins that the instance has on one entry.
+    PinsRecord: 32 {
+        /// The entry's digest.
+        digest: KeyDigest,
+        /// The registration that was pinned.
+        generation: U32,
+        /// Pins of guards.
+        guards: U32,
+        /// Pins by name.
+        named: U32,
+        /// 0.
+        reserved: U32,
+    }
+
     /// REGISTER_KV: a chunk to make visible.
     RegisterRecord: 32 {
         /// Its key's digest.

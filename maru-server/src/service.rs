@@ -5,13 +5,14 @@ use std::time::Duration;
 use maru_proto::{
     AllocationFilter, AuthToken, ConnectionKind, DecodeError, DigestKey, EvictionReason, Flags, Frame,
     FrameStatus, GetRegionRequest, Head, Header, HeartbeatRecord, HelloRequest, HelloResponse, InstanceId,
-    KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PoolKind, PoolRecord,
-    ReclaimRequest, RecordStatus, RegionRecord, RegionState, RegisterRecord, RequestAllocRequest,
-    ReturnAllocRequest, SessionToken, StatKind, StatRecord, UsageRecord, UsageRequest, VERSION, VersionRange,
-    max_response_body,
+    KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord,
+    PoolKind, PoolRecord, ReclaimRequest, RecordStatus, RegionRecord, RegionState, RegisterRecord,
+    RequestAllocRequest, ReturnAllocRequest, SessionToken, StatKind, StatRecord, UsageRecord, UsageRequest,
+    VERSION, VersionRange, max_response_body,
 };
 use rustix::io::Errno;
 use zerocopy::FromZeros;
+use zerocopy::little_endian::U64;
 
 use crate::counters::Counters;
 use crate::output::Output;
@@ -71,6 +72,8 @@ pub struct Session {
 #[derive(Clone, Copy, Debug)]
 struct Greeted {
     instance: InstanceNumber,
+    /// Of the instance, when HELLO was said.
+    incarnation: u32,
     kind: ConnectionKind,
 }
 
@@ -258,12 +261,27 @@ impl Service {
             return Next::Continue;
         }
         match self.state.commit_region(id) {
+            Some(info) if self.is_stale(session) => {
+                // Nobody will learn of the region.
+                if let Some(owner) = info.owner
+                    && let Err(error) = self.state.return_region(owner, id)
+                {
+                    tracing::error!(region = id.0, %error, "could not take a region back");
+                }
+                self.answer_status(request, FrameStatus::HelloRequired, out);
+                Next::Close
+            }
             Some(info) => self.answer_region(session, request, &info, out),
             None => {
                 self.answer_status(request, FrameStatus::RegionNotFound, out);
                 Next::Continue
             }
         }
+    }
+
+    /// Whether the connection is of an earlier incarnation of its instance.
+    fn is_stale(&self, session: &Session) -> bool {
+        session.hello.is_some_and(|greeted| self.state.incarnation(greeted.instance) != greeted.incarnation)
     }
 
     fn dispatch(
@@ -288,6 +306,10 @@ impl Service {
                 _ => Err(FrameStatus::HelloRequired.into()),
             };
         };
+        if self.is_stale(session) {
+            // The client has given this connection up, and goes by what it finds on the next.
+            return Err(FrameStatus::HelloRequired.into());
+        }
         let caller = greeted.instance;
         match opcode {
             Opcode::Hello => return Err(FrameStatus::HelloRequired.into()),
@@ -297,6 +319,7 @@ impl Service {
             Opcode::GetRegion => return self.get_region(session, frame, out),
             Opcode::ListPools => self.list_pools(frame, out)?,
             Opcode::ReclaimPages => self.reclaim_pages(caller, frame, out)?,
+            Opcode::GetPages => self.get_pages(caller, frame, out)?,
             Opcode::RegisterKv | Opcode::BatchRegisterKv => self.register(caller, frame, now, out)?,
             Opcode::LookupKv | Opcode::BatchLookupKv => {
                 let pin = frame.flags().contains(Flags::PIN).then_some(PinKind::Guard);
@@ -308,6 +331,7 @@ impl Service {
             Opcode::PinKv => self.lookup(caller, frame, Some(PinKind::Named), false, now, out)?,
             Opcode::BatchPinKv => self.lookup(caller, frame, Some(PinKind::Named), true, now, out)?,
             Opcode::UnpinKv | Opcode::BatchUnpinKv => self.unpin(caller, frame, now, out)?,
+            Opcode::AssertPins => self.assert_pins(caller, frame, now, out)?,
             Opcode::GetStats => self.get_stats(frame, now, out)?,
             Opcode::Heartbeat => self.heartbeat(frame, now, out)?,
             Opcode::GetUsage => self.get_usage(frame, now, out)?,
@@ -339,6 +363,11 @@ impl Service {
         }
 
         let resumed = hello.session != SessionToken::NONE;
+        let resume = match (hello.resume, kind) {
+            (0, _) => false,
+            (1, ConnectionKind::Data) if resumed => true,
+            _ => return Err(FrameStatus::InvalidArgument.into()),
+        };
         let (instance, session_token) = if resumed {
             let instance = self.state.find_instance(token_of(hello.session));
             (instance.ok_or(FrameStatus::Unauthorized)?, hello.session)
@@ -353,7 +382,10 @@ impl Service {
             }
             return Err(FrameStatus::Limit.into());
         }
-        session.hello = Some(Greeted { instance, kind });
+        if resume {
+            self.state.resume(instance);
+        }
+        session.hello = Some(Greeted { instance, incarnation: self.state.incarnation(instance), kind });
         self.one_frame(frame, 1);
         tracing::debug!(instance = instance.0, name, ?kind, resumed, "a connection is open");
 
@@ -483,6 +515,46 @@ impl Service {
         }
         out.push(ok(frame), &pages);
         self.one_frame(frame, pages.len());
+        Ok(())
+    }
+
+    fn get_pages(
+        &mut self,
+        caller: InstanceNumber,
+        frame: &Frame<'_>,
+        out: &mut Output,
+    ) -> Result<(), Refused> {
+        let request = frame.record::<PagesRequest>()?;
+        let (region, first) = (RegionId(request.region_id.get()), request.first_page.get());
+        if !first.is_multiple_of(u64::BITS) {
+            return Err(FrameStatus::InvalidArgument.into());
+        }
+        let words = self.state.held_pages(caller, region, first)?.map(U64::from);
+        let count = out.push_all(ok(frame), words, self.records_that_fit::<U64>());
+        self.one_frame(frame, count);
+        Ok(())
+    }
+
+    fn assert_pins(
+        &mut self,
+        caller: InstanceNumber,
+        frame: &Frame<'_>,
+        now: Duration,
+        out: &mut Output,
+    ) -> Result<(), Refused> {
+        let records = frame.records::<PinsRecord>()?;
+        let request = Request::new(caller, now, records.len());
+        let statuses = out.push_statuses(ok(frame), records.len());
+        for (record, status) in records.iter().zip(statuses) {
+            let (guards, named) = (record.guards.get(), record.named.get());
+            let generation = record.generation.get();
+            let kept = self.state.assert_pins(&request, digest(&record.digest), generation, guards, named);
+            *status = if kept { RecordStatus::Ok } else { RecordStatus::NotFound } as u8;
+        }
+        if frame.flags().contains(Flags::LAST) {
+            self.state.release_unasserted(&request);
+        }
+        self.one_frame(frame, records.len());
         Ok(())
     }
 
@@ -699,7 +771,7 @@ impl Service {
     ) -> Next {
         out.push(Head::response(request, FrameStatus::Ok), &[region_record(region)]);
         match session.hello {
-            Some(Greeted { kind: ConnectionKind::Control, instance }) => {
+            Some(Greeted { kind: ConnectionKind::Control, instance, .. }) => {
                 Next::Attach { region: region.id, writable: region.owner == Some(instance) }
             }
             _ => Next::Continue,

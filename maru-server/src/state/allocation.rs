@@ -215,6 +215,24 @@ impl State {
         self.pools.give_back(region.pool, region.pool_offset, region.extent);
     }
 
+    /// From a page of the caller's region on, a multiple of 64: words of 64 pages each, the first in the lowest bit, a bit
+    /// set where the owner has the page.
+    ///
+    /// # Errors
+    /// [`ReturnError`] when the region is not the caller's.
+    pub fn held_pages(
+        &self,
+        caller: InstanceNumber,
+        id: RegionId,
+        first: u32,
+    ) -> Result<impl Iterator<Item = u64>, ReturnError> {
+        let region = self.regions.find(id).ok_or(ReturnError::NotFound)?;
+        if region.owner != Some(caller) {
+            return Err(ReturnError::NotOwner);
+        }
+        Ok(region.pages.held_from(first))
+    }
+
     /// Hands up to `want` freed pages back to their owner, each once, through `take`: of one region or of all the
     /// caller's, by id, the lowest page of each first.
     ///

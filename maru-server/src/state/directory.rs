@@ -303,11 +303,50 @@ impl State {
     /// [`UnpinError`]; nothing is changed then.
     pub fn unpin(&mut self, request: &Request, digest: Digest, kind: PinKind) -> Result<(), UnpinError> {
         let slot = self.directory.find(digest).ok_or(UnpinError::NotFound)?;
-        if !self.instances.unpin(request.caller, slot, kind) {
-            return Err(UnpinError::NotPinned);
+        if self.release_pin(request, slot, kind) { Ok(()) } else { Err(UnpinError::NotPinned) }
+    }
+
+    /// Makes the caller's pins on one registration of a digest so many, as it was resumed and has a use for them. Pins by
+    /// name become no more, since some may have run out. `false`, and nothing is changed, where the registration is gone
+    /// or may not have as many.
+    pub fn assert_pins(
+        &mut self,
+        request: &Request,
+        digest: Digest,
+        generation: u32,
+        guards: u32,
+        named: u32,
+    ) -> bool {
+        let Some(slot) = self.directory.find(digest) else { return false };
+        let entry = self.directory.at(slot);
+        let ledger = &self.instances.get(request.caller).ledger;
+        let (guards_now, named_now) = (ledger.guards(slot), ledger.named(slot));
+        let more = guards.saturating_sub(guards_now);
+        if entry.generation != generation || more > self.limits.max_pins_per_entry - entry.pin_count {
+            return false;
         }
-        self.unpin_slot(slot, 1);
-        Ok(())
+        for _ in 0..more {
+            self.pin_slot(request, slot, PinKind::Guard).expect("there is room for as many");
+        }
+        for _ in guards..guards_now {
+            self.release_pin(request, slot, PinKind::Guard);
+        }
+        for _ in named..named_now {
+            self.release_pin(request, slot, PinKind::Named);
+        }
+        self.instances.get_mut(request.caller).asserted.insert(slot);
+        true
+    }
+
+    /// Releases the pins of the caller's on entries that it asserted none on since it was resumed.
+    pub fn release_unasserted(&mut self, request: &Request) {
+        let instance = self.instances.get_mut(request.caller);
+        let asserted = std::mem::take(&mut instance.asserted);
+        let unasserted = instance.ledger.iter().map(|(slot, _)| slot).filter(|slot| !asserted.contains(slot));
+        for slot in unasserted.collect::<Vec<_>>() {
+            while self.release_pin(request, slot, PinKind::Guard) {}
+            while self.release_pin(request, slot, PinKind::Named) {}
+        }
     }
 
     /// Deletes an entry, whoever asks. Its page waits for its owner to take it back; in an orphan it is gone, and with
@@ -339,6 +378,14 @@ impl State {
             let (policy, mut entries) = self.eviction();
             policy.unpin(&mut entries, slot);
         }
+    }
+
+    fn release_pin(&mut self, request: &Request, slot: u32, kind: PinKind) -> bool {
+        let released = self.instances.unpin(request.caller, slot, kind);
+        if released {
+            self.unpin_slot(slot, 1);
+        }
+        released
     }
 
     fn pin_slot(&mut self, request: &Request, slot: u32, kind: PinKind) -> Result<(), PinError> {

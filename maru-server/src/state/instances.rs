@@ -1,6 +1,6 @@
 //! The instances: their connections, the pins they hold, the regions they own, and their end.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::eviction::{EvictionPolicy, Group};
@@ -61,6 +61,10 @@ pub(super) struct Instance {
     /// When the grace period ends; `None` while there are connections, and before the first.
     grace_end: Option<Duration>,
     pub(super) ledger: Ledger,
+    /// How often it was resumed.
+    pub(super) incarnation: u32,
+    /// The entries that it asserted pins on since it was resumed, until it has listed all.
+    pub(super) asserted: HashSet<u32>,
     /// Its entries, as the eviction policy knows them.
     pub(super) group: Group,
     /// What it owns, those being prepared included, ascending.
@@ -103,6 +107,10 @@ impl Instances {
 
     pub(super) fn connections(&self) -> u64 {
         self.connections
+    }
+
+    pub(super) fn get(&self, number: InstanceNumber) -> &Instance {
+        self.numbered.get(number.0).expect("an instance does not end while one of its connections asks")
     }
 
     pub(super) fn get_mut(&mut self, number: InstanceNumber) -> &mut Instance {
@@ -197,6 +205,8 @@ impl State {
             connections: 0,
             grace_end: None,
             ledger: Ledger::default(),
+            incarnation: 0,
+            asserted: HashSet::new(),
             group,
             regions: Vec::new(),
         });
@@ -229,6 +239,24 @@ impl State {
         }
         self.instances.connections += 1;
         Ok(())
+    }
+
+    /// Begins a new incarnation of the instance, whose pins stay until it has said which it has a use for.
+    ///
+    /// # Panics
+    /// When the instance ended.
+    pub fn resume(&mut self, instance: InstanceNumber) {
+        let resumed = self.instances.get_mut(instance);
+        resumed.incarnation = resumed.incarnation.wrapping_add(1);
+        resumed.asserted.clear();
+    }
+
+    /// How often an instance was resumed: connections of an earlier incarnation have no say any more.
+    ///
+    /// # Panics
+    /// When the instance ended.
+    pub fn incarnation(&self, instance: InstanceNumber) -> u32 {
+        self.instances.get(instance).incarnation
     }
 
     /// Counts one connection less; the grace period starts with the last.

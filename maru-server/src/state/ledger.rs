@@ -99,6 +99,11 @@ impl Ledger {
         self.pins.get(&entry).map_or(0, |pins| pins.named)
     }
 
+    /// Pins of guards on an entry.
+    pub(super) fn guards(&self, entry: u32) -> u32 {
+        self.pins.get(&entry).map_or(0, |pins| pins.guards)
+    }
+
     /// Pinned entries.
     pub(super) fn entries(&self) -> u64 {
         self.pins.len() as u64

@@ -272,6 +272,29 @@ impl Model {
         Ok(())
     }
 
+    /// What a resumed instance has a use for: pins of guards and by name, per entry.
+    pub(super) fn assert_pins(
+        &mut self,
+        who: InstanceNumber,
+        key: usize,
+        generation: u32,
+        guards: u32,
+        named: u32,
+    ) -> bool {
+        let now = self.now;
+        let fresh = ModelPins { guards: 0, named: 0, since: now, named_at: now };
+        let mut pins = self.pins.get(&(who, key)).copied().unwrap_or(fresh);
+        let others = self.pins_of(key) - pins.guards;
+        let is_there = self.entries.get(&key).is_some_and(|entry| entry.generation == generation);
+        if !is_there || (guards > pins.guards && others + guards > LIMITS.max_pins_per_entry) {
+            return false;
+        }
+        (pins.guards, pins.named) = (guards, named.min(pins.named));
+        self.pins.insert((who, key), pins);
+        self.pins.retain(|_, pins| pins.all() > 0);
+        true
+    }
+
     pub(super) fn expire_pins(&mut self) -> u64 {
         let mut expired = 0;
         for pins in self.pins.values_mut().filter(|pins| pins.named_at + LIMITS.pin_ttl <= self.now) {

@@ -1,7 +1,7 @@
 //! Random operations on the state and on a naive model of it: every result, and all that can be seen, is the same.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ enum Op {
     Pin { who: usize, digest: usize, named: bool },
     Unpin { who: usize, digest: usize, named: bool },
     Delete { digest: usize },
+    Resume { who: usize, asserted: Vec<(usize, bool, u32, u32)> },
+    HeldPages { who: usize, region: usize },
 }
 
 /// Two instances with a region each, so that the operations find something to work on.
@@ -69,6 +71,7 @@ const ANSWERS: &[&str] = &[
     "register: PageInUse",
     "pin: Ok(Location", "pin: Err(NotFound", "pin: Err(Limit",
     "unpin: Ok", "unpin: Err(NotFound", "unpin: Err(NotPinned",
+    "assert: true", "assert: false", "held: Ok", "held: Err(NotFound", "held: Err(NotOwner",
     "delete: Ok", "delete: Err(NotFound", "delete: Err(Pinned", "delete: orphan retired",
 ];
 
@@ -107,7 +110,10 @@ fn ops() -> impl Strategy<Value = Op> {
             .prop_map(|(who, digest, named)| Op::Pin { who, digest, named }),
         16 => (who, digest.clone(), any::<bool>())
             .prop_map(|(who, digest, named)| Op::Unpin { who, digest, named }),
-        10 => digest.prop_map(|digest| Op::Delete { digest }),
+        10 => digest.clone().prop_map(|digest| Op::Delete { digest }),
+        4 => (0..8usize, prop::collection::vec((digest, prop::bool::weighted(0.8), 0..4u32, 0..3u32), 0..4))
+            .prop_map(|(who, asserted)| Op::Resume { who, asserted }),
+        2 => (0..8usize, 0..12usize).prop_map(|(who, region)| Op::HeldPages { who, region }),
     ]
 }
 
@@ -327,6 +333,39 @@ impl Pair<'_> {
                 let expected = self.model.unpin(who, key, kind);
                 let result = self.state.unpin(&self.request(who, 1), digest(key), kind);
                 self.same("unpin", &result, &expected);
+            }
+            Op::Resume { who, ref asserted } => {
+                let who = self.who(who)?;
+                let (request, mut listed) = (self.request(who, asserted.len()), BTreeSet::new());
+                let before = self.state.incarnation(who);
+                self.state.resume(who);
+                assert_eq!(self.state.incarnation(who), before + 1);
+                for &(key, right, guards, named) in asserted {
+                    let generation = self.model.entries.get(&key).map_or(0, |entry| entry.generation);
+                    let generation = if right { generation } else { generation + 1 };
+                    let expected = self.model.assert_pins(who, key, generation, guards, named);
+                    let result = self.state.assert_pins(&request, digest(key), generation, guards, named);
+                    self.same("assert", &result, &expected);
+                    if expected {
+                        listed.insert(key);
+                    }
+                }
+                self.model.pins.retain(|(of, key), _| *of != who || listed.contains(key));
+                self.state.release_unasserted(&request);
+            }
+            Op::HeldPages { who, region } => {
+                let id = self.region(region);
+                let who = self.who(who)?;
+                let expected = self.model.owns(who, id).map(|()| {
+                    let region = &self.model.regions[&id];
+                    let is_held = |page: &u32| {
+                        !region.freed.contains(page)
+                            && self.model.entries_in(id).all(|entry| entry.page != *page)
+                    };
+                    (0..region.pages).filter(is_held).fold(0, |word, page| word | 1u64 << page)
+                });
+                let result = self.state.held_pages(who, id, 0).map(|words| words.sum::<u64>());
+                self.same("held", &result, &expected);
             }
             Op::Delete { digest: key } => {
                 let retired = self.model.retired.len();

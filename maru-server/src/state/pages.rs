@@ -57,6 +57,13 @@ impl Pages {
         (0..self.count()).map(|page| (page, self.get(page)))
     }
 
+    /// From a page on that is a multiple of 64: words of 64 pages, the first in the lowest bit, set where a page is held.
+    pub(super) fn held_from(&self, first: u32) -> impl Iterator<Item = u64> {
+        let rest = self.table.get(first as usize..).unwrap_or_default();
+        rest.chunks(64)
+            .map(|pages| pages.iter().rev().fold(0, |word, page| word << 1 | u64::from(*page == HELD)))
+    }
+
     /// Gives a held page to an entry.
     pub(super) fn occupy(&mut self, page: u32, slot: u32) {
         debug_assert!(
