@@ -52,9 +52,16 @@ pub enum Error {
     /// The handler was closed.
     #[error("the handler is closed; connect a new one")]
     Closed,
-    /// The connection ended while the handler was open.
-    #[error("the connection to the server is lost; see whether the server runs, then connect again")]
+    /// The connection is lost, and could not be had again within a second. Whether a request that was under way was served
+    /// is not known; its pages and pins are seen to as soon as the server is back.
+    #[error(
+        "the connection to the server is lost; see whether the server runs, the handler goes on when it does"
+    )]
     ConnectionLost,
+    /// The server does not know this instance any more: it was without a connection for longer than the grace period.
+    /// Chunks that guards of it hold may be evicted and their memory be given to others.
+    #[error("the server has ended this session; drop its guards, and connect a new handler")]
+    SessionEnded,
     /// The server does not keep to the protocol. The connection is closed.
     #[error("the server broke the protocol, so the connection was closed: {0}")]
     Protocol(#[from] ProtocolError),

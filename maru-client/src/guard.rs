@@ -3,18 +3,20 @@
 use std::fmt;
 use std::ops::{Deref, Index};
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::{Arc, OnceLock};
 
 use maru_proto::{KeyDigest, LocationRecord};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::Region;
 use crate::shared::Shared;
 
 /// The chunks of one acquire: a few allocations however many there are.
-struct PinGroup {
+pub(crate) struct PinGroup {
     shared: Arc<Shared>,
+    /// Where [`Pins`](crate::pins::Pins) knows it.
+    place: OnceLock<usize>,
     chunks: Box<[Chunk]>,
     /// The mappings that the chunks lie in.
     _regions: Box<[Arc<Region>]>,
@@ -26,28 +28,34 @@ struct Chunk {
     length: usize,
     region_id: u32,
     page_index: u32,
+    /// The registration that is pinned.
+    generation: u32,
     /// Guards of this chunk.
     guards: AtomicU32,
+    /// The number of the session's connections that its pin belongs to.
+    link: AtomicU32,
 }
 
 // SAFETY: a chunk's bytes are in a mapping that whoever has the chunk keeps (a group, or what becomes one), and nobody writes
 // into them while the pin lasts, which is until the last guard is dropped; so any thread may read them, and any may be the
 // one that drops the guard.
 unsafe impl Send for Chunk {}
-// SAFETY: as above; the count of guards is atomic, and everything else is never changed.
+// SAFETY: as above; what changes is atomic, and everything else is never changed.
 unsafe impl Sync for Chunk {}
 
 /// Chunks that were found and pinned, on their way into a group; their pins are released if they do not get there.
 pub(crate) struct Found<'a> {
     shared: &'a Arc<Shared>,
+    /// The number of the connections that the pins came by.
+    link: u32,
     chunks: Vec<Chunk>,
     regions: Vec<Arc<Region>>,
 }
 
 impl<'a> Found<'a> {
-    /// Room for some chunks.
-    pub(crate) fn new(shared: &'a Arc<Shared>, chunks: usize) -> Found<'a> {
-        Found { shared, chunks: Vec::with_capacity(chunks.min(1024)), regions: Vec::new() }
+    /// Room for some chunks whose pins come by these connections.
+    pub(crate) fn new(shared: &'a Arc<Shared>, link: u32, chunks: usize) -> Found<'a> {
+        Found { shared, link, chunks: Vec::with_capacity(chunks.min(1024)), regions: Vec::new() }
     }
 
     /// Adds a chunk that the server has pinned. `false` when its region is gone.
@@ -72,19 +80,27 @@ impl<'a> Found<'a> {
             length,
             region_id,
             page_index: region.page_of(offset),
+            generation: location.generation.get(),
             guards: AtomicU32::new(1),
+            link: AtomicU32::new(self.link),
         });
         Ok(true)
     }
 
     /// The guards of what was found.
-    pub(crate) fn into_prefix(mut self) -> Prefix {
+    ///
+    /// # Errors
+    /// [`Error::ConnectionLost`] when the session has gone on on other connections: the pins are released then.
+    pub(crate) fn into_prefix(mut self) -> Result<Prefix> {
         let group = PinGroup {
             shared: Arc::clone(self.shared),
+            place: OnceLock::new(),
             chunks: std::mem::take(&mut self.chunks).into(),
             _regions: std::mem::take(&mut self.regions).into(),
         };
-        Prefix { group: Arc::new(group), taken: 0 }
+        let prefix = Prefix { group: Arc::new(group), taken: 0 };
+        let is_current = self.shared.pins.adopt(self.link, &prefix.group);
+        if is_current { Ok(prefix) } else { Err(Error::ConnectionLost) }
     }
 }
 
@@ -104,7 +120,7 @@ fn release(shared: &Shared, chunks: &[Chunk]) {
         }
         last
     });
-    shared.release(released.map(|chunk| chunk.digest));
+    shared.release(released.map(|chunk| (chunk.link.load(Ordering::Relaxed), chunk.digest)));
 }
 
 impl PinGroup {
@@ -113,6 +129,32 @@ impl PinGroup {
         // SAFETY: the bytes lie in a mapping that the group keeps. They were complete before the chunk became visible, and
         // are not written while it is pinned, which the caller's guard sees to.
         unsafe { std::slice::from_raw_parts(chunk.start.as_ptr(), chunk.length) }
+    }
+
+    /// Where the group is known from now on.
+    pub(crate) fn adopted_as(&self, place: usize) {
+        self.place.set(place).expect("a group is adopted once");
+    }
+
+    /// One guard more of each chunk that has any; their pins belong to these connections from now on.
+    pub(crate) fn guards(group: &Arc<PinGroup>, link: u32) -> impl Iterator<Item = ChunkRef> {
+        let in_use = group.chunks.iter().enumerate().filter(move |(_, chunk)| {
+            let one_more = |guards: u32| (guards > 0).then(|| guards + 1);
+            let is_in_use = chunk.guards.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok();
+            if is_in_use {
+                chunk.link.store(link, Ordering::Relaxed);
+            }
+            is_in_use
+        });
+        in_use.map(|(index, _)| ChunkRef { group: Arc::clone(group), index })
+    }
+}
+
+impl Drop for PinGroup {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.get() {
+            self.shared.pins.forget(*place);
+        }
     }
 }
 
@@ -136,6 +178,11 @@ impl ChunkRef {
     /// The digest of the chunk's key.
     pub fn digest(&self) -> KeyDigest {
         self.chunk().digest
+    }
+
+    /// The registration that is pinned.
+    pub(crate) fn generation(&self) -> u32 {
+        self.chunk().generation
     }
 
     fn chunk(&self) -> &Chunk {

@@ -1,10 +1,16 @@
-//! The handler's own thread: it releases pins that nothing else carries along, and looks after late answers.
+//! The handler's own thread: it releases pins that nothing else carries along, looks after late answers, and has the
+//! session go on when a connection is lost.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fd::OwnedFd;
+
+use crate::error::{Error, Result};
 use crate::rpc::request::Heartbeat;
+use crate::session::{Link, Phase};
 use crate::shared::Shared;
 use crate::sync::lock;
 
@@ -12,47 +18,65 @@ use crate::sync::lock;
 const PERIOD: Duration = Duration::from_millis(2);
 /// How long the thread goes on looking every period once there is nothing to do: while it does, ringing is free.
 const LINGER: Duration = Duration::from_millis(50);
+/// How long it waits before it tries again to reach a server, at first and at most.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
 const ASLEEP: u8 = 0;
 const AWAKE: u8 = 1;
 const STOPPED: u8 = 2;
 
 /// Wakes the thread.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Bell {
     state: AtomicU8,
-    sleeping: Mutex<()>,
-    rung: Condvar,
+    rung: OwnedFd,
 }
 
 impl Bell {
+    /// A bell that nobody has rung.
+    pub(crate) fn new() -> Result<Bell> {
+        let rung = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let failed = |error: rustix::io::Errno| Error::Io { what: "make a bell", source: error.into() };
+        Ok(Bell { state: AtomicU8::new(ASLEEP), rung: rung.map_err(failed)? })
+    }
+
     /// There is something to do. Costs next to nothing while the thread is awake.
     pub(crate) fn ring(&self) {
-        self.set(ASLEEP, AWAKE);
+        if self.state.load(Ordering::SeqCst) == ASLEEP
+            && self.state.compare_exchange(ASLEEP, AWAKE, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        {
+            self.wake();
+        }
     }
 
     /// The thread is to end.
     pub(crate) fn stop(&self) {
         self.state.store(STOPPED, Ordering::SeqCst);
-        drop(lock(&self.sleeping));
-        self.rung.notify_all();
+        self.wake();
     }
 
-    fn set(&self, from: u8, to: u8) {
-        if self.state.load(Ordering::SeqCst) == from
-            && self.state.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-        {
-            // Taken so that the thread is either not yet looking at the state or waiting already.
-            drop(lock(&self.sleeping));
-            self.rung.notify_all();
+    fn wake(&self) {
+        // An error says that the bell rings already.
+        let _ = rustix::io::write(&self.rung, &1u64.to_ne_bytes());
+    }
+
+    /// Waits until the bell is rung, or the peer of a connection hangs up; `false` when the thread is to end.
+    fn wait(&self, link: Option<&Link>) -> bool {
+        while self.state.load(Ordering::SeqCst) == ASLEEP {
+            let rung = PollFd::new(&self.rung, PollFlags::IN);
+            let mut fds = vec![rung];
+            let fd = link.map(Link::fd);
+            fds.extend(fd.as_ref().map(|fd| PollFd::new(fd, PollFlags::RDHUP)));
+            let polled = poll(&mut fds, None);
+            if let (Ok(_), Some(link), Some(socket)) = (polled, link, fds.get(1))
+                && !socket.revents().is_empty()
+            {
+                tracing::debug!("the server hung up");
+                link.shut();
+                self.ring();
+            }
         }
-    }
-
-    /// Waits until the bell is rung; `false` when the thread is to end.
-    fn wait(&self) -> bool {
-        let sleeping = lock(&self.sleeping);
-        let waited = self.rung.wait_while(sleeping, |()| self.state.load(Ordering::SeqCst) == ASLEEP);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        let _ = rustix::io::read(&self.rung, &mut [0u8; 8]);
         self.state.load(Ordering::SeqCst) != STOPPED
     }
 }
@@ -67,15 +91,32 @@ pub(crate) fn start(shared: &Arc<Shared>) -> std::io::Result<()> {
 }
 
 fn run(bell: &Bell, shared: &Weak<Shared>) {
-    while bell.wait() {
-        let mut idle_since = Instant::now();
+    loop {
+        // The connections may outlive the handler for as long as the thread sleeps, which the handler's end ends.
+        let Some(link) =
+            shared.upgrade().map(|shared| (shared.phase() != Phase::Ended).then(|| shared.link()))
+        else {
+            return;
+        };
+        if !bell.wait(link.as_deref()) {
+            return;
+        }
+        drop(link);
+        let (mut idle_since, mut pause) = (Instant::now(), PERIOD);
         while idle_since.elapsed() < LINGER {
-            std::thread::sleep(PERIOD);
-            match shared.upgrade() {
-                None => return,
-                Some(shared) if work(&shared) => idle_since = Instant::now(),
-                Some(_) => {}
-            }
+            std::thread::sleep(pause);
+            let Some(shared) = shared.upgrade() else { return };
+            pause = match work(&shared) {
+                Work::None => PERIOD,
+                Work::Some => {
+                    idle_since = Instant::now();
+                    PERIOD
+                }
+                Work::TryAgain => {
+                    idle_since = Instant::now();
+                    (2 * pause).clamp(BACK_OFF.0, BACK_OFF.1)
+                }
+            };
         }
         // Whoever rings from here on wakes the thread again; whoever rang before is seen by one more look.
         let asleep = bell.state.compare_exchange(AWAKE, ASLEEP, Ordering::SeqCst, Ordering::SeqCst);
@@ -84,25 +125,65 @@ fn run(bell: &Bell, shared: &Weak<Shared>) {
         }
         match shared.upgrade() {
             None => return,
-            Some(shared) if work(&shared) || shared.connection.has_abandoned() => bell.ring(),
+            Some(shared) if work(&shared) != Work::None => bell.ring(),
             Some(_) => {}
         }
     }
 }
 
-/// Does what there is to do; whether there was anything.
-fn work(shared: &Shared) -> bool {
-    if shared.connection.is_broken() {
-        return false;
+/// What there was to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    None,
+    Some,
+    /// The server can't be reached.
+    TryAgain,
+}
+
+/// Does what there is to do.
+fn work(shared: &Shared) -> Work {
+    let link = shared.link();
+    match shared.phase() {
+        Phase::Ended => return Work::None,
+        Phase::Up if !link.is_broken() => {}
+        Phase::Up => {
+            shared.set_phase(Phase::Down(Instant::now()));
+            return resume(shared);
+        }
+        Phase::Down(_) => return resume(shared),
     }
-    if shared.connection.has_abandoned() {
+    if !lock(&shared.unsettled).is_empty() {
+        let _ = shared.settle_abandoned(&link);
+        return Work::Some;
+    }
+    if link.connection.has_abandoned() {
         // Answers come in order: to wait for this one is to see to all that are late. The pins go along.
-        let _ = shared.connection.answer_to(&Heartbeat([]));
-        return true;
+        let _ = link.connection.answer_to(&Heartbeat([]));
+        return Work::Some;
     }
-    let released = shared.has_releases();
-    if released {
-        let _ = shared.connection.flush_releases();
+    if shared.pins.none_to_release() {
+        return Work::None;
     }
-    released
+    let _ = link.connection.flush_releases();
+    Work::Some
+}
+
+/// Tries to have the session go on.
+fn resume(shared: &Shared) -> Work {
+    match shared.resume() {
+        Ok(()) => {
+            tracing::info!(instance = shared.instance, "the session goes on on new connections");
+            Work::Some
+        }
+        Err(error @ Error::SessionEnded) => {
+            tracing::error!(instance = shared.instance, %error, "the session can't go on");
+            shared.set_phase(Phase::Ended);
+            Work::None
+        }
+        Err(error) => {
+            tracing::debug!(%error, "the session can't go on yet");
+            shared.set_phase(shared.phase());
+            Work::TryAgain
+        }
+    }
 }

@@ -3,25 +3,50 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use maru_proto::{
-    AllocationFilter, ConnectionKind, DigestKey, FrameStatus, GetRegionRequest, HelloRequest, KeyDigest,
-    RegionRecord, RequestAllocRequest, ReturnAllocRequest, SessionToken,
+    AllocationFilter, DigestKey, FrameStatus, GetRegionRequest, KeyDigest, RegionRecord, RequestAllocRequest,
 };
 
-use crate::config::{Address, Config};
+use tokio::sync::Notify;
+
+use crate::config::Config;
 use crate::error::{Error, ProtocolError, Result};
 use crate::handler::Announcements;
 use crate::maintenance::Bell;
 use crate::memory::{Access, OwnPages, Region, Regions};
 use crate::page::PageLocation;
-use crate::releases::{PinKind, Releases};
+use crate::pins::{PinKind, Pins};
 use crate::rpc::request::{GetRegion, ListAllocations, ListPools, RequestAlloc, ReturnAlloc};
-use crate::rpc::{Backlog, Connection, Control, Pipelined, Stream, hello};
+use crate::rpc::{Backlog, Request};
+use crate::session::{Link, PATIENCE, Phase, Terms};
 use crate::sync::lock;
+
+/// How often an operation is tried on connections that are lost under it.
+pub(crate) const ATTEMPTS: usize = 3;
+
+/// Does something on the session's connections, and again where they were lost under it and the session has gone on.
+macro_rules! retry {
+    ($shared:expr, $link:ident => $attempt:expr, $lost:ident => $next:expr) => {{
+        let mut attempts = 1..$crate::shared::ATTEMPTS;
+        loop {
+            let $link = $shared.link();
+            let outcome = $attempt;
+            if !matches!(outcome, Err($crate::error::Error::ConnectionLost)) || attempts.next().is_none() {
+                break outcome;
+            }
+            let $lost = $link.number;
+            drop($link);
+            if let Err(error) = $next {
+                break Err(error);
+            }
+        }
+    }};
+}
+pub(crate) use retry;
 
 /// Released pins that are sent at once, by the thread that drops the guard.
 const FLUSH_AT: usize = 512;
@@ -34,49 +59,62 @@ pub(crate) struct Shared {
     pub(crate) instance_id: String,
     pub(crate) instance: u32,
     pub(crate) digest_key: DigestKey,
-    pub(crate) connection: Connection,
-    /// The connection of those who await, opened when the first does.
-    pipelined: OnceLock<Pipelined>,
-    opening: Mutex<()>,
-    backlog: Arc<dyn Backlog>,
-    /// How further connections join the session.
-    hello: HelloRequest,
-    max_body: u32,
-    control: Option<Control>,
+    pub(crate) terms: Terms,
+    link: RwLock<Arc<Link>>,
+    /// Whether the link is of use.
+    phase: Mutex<Phase>,
+    /// Tells those who block, and those who await, that the phase may have changed.
+    phase_changed: (Condvar, Notify),
+    /// Requests and writes of the links before.
+    before: (AtomicU64, AtomicU64),
     /// Where pools lie, for those who get no descriptors.
     pool_paths: Mutex<HashMap<u32, PathBuf>>,
     pub(crate) own: Arc<OwnPages>,
     pub(crate) regions: Regions,
-    releases: Arc<Releases>,
+    pub(crate) pins: Arc<Pins>,
+    /// Pages of which nobody knows whether they are stored, and nobody waits to learn.
+    pub(crate) unsettled: Arc<Mutex<Vec<PageLocation>>>,
     pub(crate) announcements: Announcements,
     /// Held by the thread that gets more pages, so that others wait for these instead of asking for more: when the server
     /// last said that it has no room for a region.
     pub(crate) expanding: Mutex<Option<Instant>>,
     closed: AtomicBool,
     /// Own regions that were given back.
-    returned: Mutex<HashSet<u32>>,
+    pub(crate) returned: Mutex<HashSet<u32>>,
     pub(crate) bell: Arc<Bell>,
 }
 
-/// The part of the handler that the connection reaches back into.
+/// The part of the handler that a connection reaches back into.
+#[derive(Clone)]
 struct Late {
+    link: u32,
     own: Arc<OwnPages>,
-    releases: Arc<Releases>,
+    pins: Arc<Pins>,
+    unsettled: Arc<Mutex<Vec<PageLocation>>>,
     bell: Arc<Bell>,
 }
 
 impl Backlog for Late {
     fn releases(&self, send: &mut dyn FnMut(PinKind, &[KeyDigest])) {
-        self.releases.drain(send);
+        self.pins.drain(send);
     }
 
     fn unpin(&self, kind: PinKind, digests: Vec<KeyDigest>) {
-        self.releases.add(kind, digests);
+        self.pins.release(kind, digests.into_iter().map(|digest| (self.link, digest)));
         self.bell.ring();
     }
 
     fn reclaim(&self, pages: Vec<PageLocation>) {
-        pages.into_iter().for_each(|page| self.own.reclaim(page));
+        self.own.reclaim(self.link, &pages);
+    }
+
+    fn doubt(&self, pages: Vec<PageLocation>) {
+        lock(&self.unsettled).extend(pages);
+        self.bell.ring();
+    }
+
+    fn lost(&self) {
+        self.bell.ring();
     }
 
     fn settle(&self, pages: Vec<(PageLocation, bool)>) {
@@ -88,43 +126,30 @@ impl Shared {
     /// Connects and opens an instance.
     pub(crate) fn connect(config: Config) -> Result<Shared> {
         config.validate()?;
-        let (name, auth) = config.identity()?;
-        let stream = Stream::connect(&config.address)?;
-        let mut request = HelloRequest::new(name, ConnectionKind::Data, SessionToken::NONE);
-        request.auth = auth;
-        let greeting = hello(&stream, request, config.timeout)?;
-        if greeting.max_body.get() < 1024 || greeting.instance.get() == 0 {
-            return Err(ProtocolError::Hello.into());
-        }
-        request.session = greeting.session;
-        let (own, releases) = (Arc::<OwnPages>::default(), Arc::<Releases>::default());
-        let bell = Arc::<Bell>::default();
-        let backlog: Arc<dyn Backlog> = Arc::new(Late {
-            own: Arc::clone(&own),
-            releases: Arc::clone(&releases),
-            bell: Arc::clone(&bell),
-        });
-        let max_body = greeting.max_body.get();
-        let connection = Connection::new(stream, config.timeout, max_body, Arc::clone(&backlog))?;
-        let control = match &config.address {
-            Address::Unix(path) => Some(Control::new(path.clone(), request, config.timeout)),
-            Address::Tcp(_) => None,
+        let (terms, stream, greeting) = Terms::open(config.clone())?;
+        let late = Late {
+            link: 0,
+            own: Arc::default(),
+            pins: Arc::default(),
+            unsettled: Arc::default(),
+            bell: Arc::new(Bell::new()?),
         };
+        let link = Link::new(&terms, 0, stream, Arc::new(late.clone()))?;
+        let Late { own, pins, unsettled, bell, .. } = late;
         Ok(Shared {
-            instance_id: name.text().unwrap_or_default().to_owned(),
+            instance_id: terms.hello.instance_id.text().unwrap_or_default().to_owned(),
             instance: greeting.instance.get(),
             digest_key: greeting.digest_key,
-            connection,
-            pipelined: OnceLock::new(),
-            opening: Mutex::default(),
-            backlog,
-            hello: request,
-            max_body,
-            control,
+            terms,
+            link: RwLock::new(Arc::new(link)),
+            phase: Mutex::new(Phase::Up),
+            phase_changed: (Condvar::new(), Notify::new()),
+            before: (AtomicU64::new(0), AtomicU64::new(0)),
             pool_paths: Mutex::default(),
             own,
             regions: Regions::default(),
-            releases,
+            pins,
+            unsettled,
             announcements: Announcements::default(),
             expanding: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -134,35 +159,109 @@ impl Shared {
         })
     }
 
-    /// The connection of those who await.
-    pub(crate) fn pipelined(&self) -> Result<&Pipelined> {
-        if let Some(pipelined) = self.pipelined.get() {
-            return Ok(pipelined);
+    /// The connections of the session.
+    pub(crate) fn link(&self) -> Arc<Link> {
+        Arc::clone(&self.link.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What connections of this number reach back into.
+    pub(crate) fn backlog(&self, link: u32) -> Arc<dyn Backlog> {
+        Arc::new(Late {
+            link,
+            own: Arc::clone(&self.own),
+            pins: Arc::clone(&self.pins),
+            unsettled: Arc::clone(&self.unsettled),
+            bell: Arc::clone(&self.bell),
+        })
+    }
+
+    /// The session goes on on these connections.
+    pub(crate) fn publish(&self, link: Link) {
+        let before = std::mem::replace(
+            &mut *self.link.write().unwrap_or_else(PoisonError::into_inner),
+            Arc::new(link),
+        );
+        self.before.0.fetch_add(before.rpcs(), Ordering::Relaxed);
+        self.before.1.fetch_add(before.async_writes(), Ordering::Relaxed);
+        self.set_phase(Phase::Up);
+    }
+
+    /// Whether the session can be used.
+    pub(crate) fn phase(&self) -> Phase {
+        *lock(&self.phase)
+    }
+
+    /// Sets the phase and tells everybody who waits for it, also where it is the same as before.
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        *lock(&self.phase) = phase;
+        self.phase_changed.0.notify_all();
+        self.phase_changed.1.notify_waiters();
+    }
+
+    /// Waits until the session has gone on after these connections were lost.
+    ///
+    /// # Errors
+    /// [`Error::ConnectionLost`] when that takes too long, [`Error::SessionEnded`] when it never will.
+    pub(crate) fn wait_for_next(&self, lost: u32) -> Result<()> {
+        self.bell.ring();
+        let deadline = Instant::now() + PATIENCE;
+        let mut phase = lock(&self.phase);
+        loop {
+            if let Some(outcome) = self.has_gone_on(lost, *phase) {
+                return outcome;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::ConnectionLost);
+            }
+            let waited = self.phase_changed.0.wait_timeout(phase, left);
+            phase = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        let _opening = lock(&self.opening);
-        if let Some(pipelined) = self.pipelined.get() {
-            return Ok(pipelined);
+    }
+
+    /// The same for those who await.
+    pub(crate) async fn next_link(&self, lost: u32) -> Result<()> {
+        self.bell.ring();
+        loop {
+            let changed = self.phase_changed.1.notified();
+            let phase = self.phase();
+            if let Some(outcome) = self.has_gone_on(lost, phase) {
+                return outcome;
+            }
+            // The handler's thread tells of every try, so that nobody needs a timer here.
+            changed.await;
         }
-        let stream = Stream::connect(&self.config.address)?;
-        hello(&stream, self.hello, self.config.timeout)?;
-        let backlog = Arc::clone(&self.backlog);
-        let pipelined = Pipelined::new(stream, self.config.timeout, self.max_body, backlog)?;
-        Ok(self.pipelined.get_or_init(|| pipelined))
+    }
+
+    fn has_gone_on(&self, lost: u32, phase: Phase) -> Option<Result<()>> {
+        match phase {
+            Phase::Ended => Some(Err(Error::SessionEnded)),
+            Phase::Down(since) if since.elapsed() >= PATIENCE => Some(Err(Error::ConnectionLost)),
+            _ => (self.link().number != lost).then_some(Ok(())),
+        }
+    }
+
+    /// Sends a request that may be served twice without harm, and waits for its answer.
+    ///
+    /// # Errors
+    /// Those of any request.
+    pub(crate) fn ask<R: Request>(&self, request: &R) -> Result<R::Response> {
+        retry!(self, link => link.connection.answer_to(request), lost => self.wait_for_next(lost))
     }
 
     /// Requests that were sent and wanted an answer.
     pub(crate) fn rpcs(&self) -> u64 {
-        self.connection.rpcs() + self.pipelined.get().map_or(0, Pipelined::rpcs)
+        self.before.0.load(Ordering::Relaxed) + self.link().rpcs()
     }
 
     /// Writes that requests of those who await took.
     pub(crate) fn async_writes(&self) -> u64 {
-        self.pipelined.get().map_or(0, Pipelined::writes)
+        self.before.1.load(Ordering::Relaxed) + self.link().async_writes()
     }
 
     /// Records of a type that fit one request.
     pub(crate) fn records_per_frame<T>(&self) -> usize {
-        (self.max_body as usize / size_of::<T>()).max(1)
+        (self.terms.max_body as usize / size_of::<T>()).max(1)
     }
 
     /// Refuses what a closed handler can't do.
@@ -170,37 +269,32 @@ impl Shared {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// Gathers pins of guards to be released.
-    pub(crate) fn release(&self, digests: impl Iterator<Item = KeyDigest>) {
-        let mut digests = digests.peekable();
-        if digests.peek().is_none() {
+    /// Gathers pins of guards to be released, each with the number of the connections that it came by.
+    pub(crate) fn release(&self, pins: impl Iterator<Item = (u32, KeyDigest)>) {
+        let mut pins = pins.peekable();
+        if pins.peek().is_none() {
             return;
         }
-        if self.releases.add(PinKind::Guard, digests) >= FLUSH_AT {
-            // A connection that is lost has lost its pins as well.
-            let _ = self.connection.flush_releases();
+        if self.pins.release(PinKind::Guard, pins) >= FLUSH_AT {
+            // On a lost connection they are left for the next.
+            let _ = self.link().connection.flush_releases();
         } else {
             self.bell.ring();
         }
     }
 
-    /// Whether pins wait to be released.
-    pub(crate) fn has_releases(&self) -> bool {
-        !self.releases.is_empty()
-    }
-
     /// Asks for a region and maps it for writing.
-    pub(crate) fn new_region(&self, size: u64) -> Result<Arc<Region>> {
+    pub(crate) fn new_region(&self, link: &Link, size: u64) -> Result<Arc<Region>> {
         let request = RequestAlloc(RequestAllocRequest {
             size: size.into(),
             page_size: (self.config.page_size as u64).into(),
             pool_id: RequestAllocRequest::ANY_POOL.into(),
             reserved: 0.into(),
         });
-        let (record, file) = match &self.control {
-            Some(control) => control.request_alloc(&request)?,
+        let (record, file) = match link.by_control(|control| control.request_alloc(&request)) {
+            Some(described) => described?,
             None => {
-                let record = self.connection.answer_to(&request)?;
+                let record = link.connection.answer_to(&request)?;
                 let file = self.open_by_path(&record, true)?;
                 (record, file)
             }
@@ -218,8 +312,7 @@ impl Shared {
 
     /// Gives a region back, as far as the server can be reached.
     pub(crate) fn return_region(&self, region_id: u32) {
-        let request = ReturnAlloc(ReturnAllocRequest { region_id: region_id.into(), reserved: 0.into() });
-        if let Err(error) = self.connection.answer_to(&request) {
+        if let Err(error) = self.link().connection.answer_to(&ReturnAlloc::of(region_id)) {
             tracing::debug!(region_id, %error, "could not give a region back");
         }
     }
@@ -234,9 +327,9 @@ impl Shared {
             self.prune()?;
         }
         let request = GetRegion(GetRegionRequest { region_id: region_id.into(), reserved: 0.into() });
-        let described = match &self.control {
-            Some(control) => control.get_region(&request),
-            None => self.connection.answer_to(&request).and_then(|record| {
+        let described = match self.link().by_control(|control| control.get_region(&request)) {
+            Some(described) => described,
+            None => self.ask(&request).and_then(|record| {
                 let file = self.open_by_path(&record, false)?;
                 Ok((record, file))
             }),
@@ -254,7 +347,7 @@ impl Shared {
         let mut known = HashSet::new();
         let mut after = 0;
         loop {
-            let regions = self.connection.answer_to(&ListAllocations::after(AllocationFilter::All, after))?;
+            let regions = self.ask(&ListAllocations::after(AllocationFilter::All, after))?;
             let Some(last) = regions.last() else { break };
             after = last.region_id.get();
             known.extend(regions.iter().map(|region| region.region_id.get()));
@@ -270,7 +363,7 @@ impl Shared {
         let folder = match known {
             Some(folder) => folder,
             None => {
-                let pools = self.connection.answer_to(&ListPools([]))?;
+                let pools = self.ask(&ListPools([]))?;
                 let paths = pools
                     .iter()
                     .filter_map(|pool| pool.path().map(|path| (pool.pool_id.get(), PathBuf::from(path))));
@@ -296,7 +389,8 @@ impl Shared {
 
     /// Gives regions back that were not yet, and sends the pins that guards gave up.
     fn give_back(&self, regions: &[u32]) {
-        if self.connection.is_broken() {
+        let link = self.link();
+        if link.is_broken() {
             return;
         }
         for &region in regions {
@@ -304,7 +398,7 @@ impl Shared {
                 self.return_region(region);
             }
         }
-        let _ = self.connection.flush_releases();
+        let _ = link.connection.flush_releases();
     }
 }
 
@@ -315,7 +409,7 @@ impl Drop for Shared {
         // A region with pages that were held when the handler was closed is given back only now.
         let regions = self.own.regions().iter().map(|region| region.id()).collect::<Vec<_>>();
         self.give_back(&regions);
-        self.connection.shut();
         self.bell.stop();
+        self.link().shut();
     }
 }

@@ -7,11 +7,13 @@ mod client;
 mod command;
 mod content;
 mod server;
+mod sever;
 
 pub use client::ClientProcess;
 pub use command::{ClientConfig, Command, Reply, Stat};
 pub use content::{fill, is_intact};
 pub use server::ServerProcess;
+pub use sever::sever;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -34,18 +34,19 @@ impl ServerProcess {
     /// # Panics
     /// When it does not serve.
     pub fn start_in(folder: TempDir, options: &[&str]) -> ServerProcess {
-        let mut command = ServerProcess::command(folder.path(), options);
-        let mut child = command.stderr(Stdio::piped()).spawn().expect("the server starts");
-        let stderr = BufReader::new(child.stderr.take().expect("stderr is a pipe"));
-        let (lines, log) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                let _ = lines.send(line);
-            }
-        });
+        let (child, log) = spawn(folder.path(), options);
         let mut server = ServerProcess { child, log, at_start: Vec::new(), folder };
         server.at_start = server.wait_for_log("serving");
         server
+    }
+
+    /// Starts another in the place of one that ended, and waits until it serves.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn restart(&mut self, options: &[&str]) {
+        (self.child, self.log) = spawn(self.folder.path(), options);
+        self.at_start = self.wait_for_log("serving");
     }
 
     /// The command that starts a server in a folder.
@@ -147,6 +148,19 @@ impl ServerProcess {
         });
         status.is_some_and(|status| status.success())
     }
+}
+
+fn spawn(folder: &Path, options: &[&str]) -> (Child, mpsc::Receiver<String>) {
+    let mut command = ServerProcess::command(folder, options);
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("the server starts");
+    let stderr = BufReader::new(child.stderr.take().expect("stderr is a pipe"));
+    let (lines, log) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in stderr.lines().map_while(Result::ok) {
+            let _ = lines.send(line);
+        }
+    });
+    (child, log)
 }
 
 impl Drop for ServerProcess {

@@ -8,14 +8,15 @@ use std::pin::Pin;
 
 use super::MaruHandler;
 use super::keys::only;
-use super::operations::{Operations, StoredEach};
+use super::operations::{Awaiting, Operations, StoredEach};
 use super::{Deleted, Pinned, Stored, Unpinned};
 use crate::error::{Error, Result};
 use crate::guard::{ChunkRef, Prefix};
 use crate::key::AsKey;
 use crate::page::PageMut;
+use crate::rpc::Transport;
 use crate::rpc::request::GetStats;
-use crate::rpc::{Pipelined, Transport};
+use crate::shared::retry;
 use crate::stats::ServerStats;
 
 /// An operation under way.
@@ -49,13 +50,13 @@ impl MaruHandler {
     /// [`MaruHandler::batch_store`] for who awaits.
     pub fn batch_store_async(&self, keys: &[impl AsKey], pages: Vec<PageMut>) -> Pending<StoredEach> {
         let (handler, digests) = (self.clone(), self.check_store(keys, &pages));
-        Box::pin(async move { handler.awaiting()?.store(&digests?, pages).await })
+        Box::pin(async move { handler.awaiting().store(&digests?, pages).await })
     }
 
     /// [`MaruHandler::acquire`] for who awaits.
     pub fn acquire_async(&self, keys: &[impl AsKey]) -> Pending<Prefix> {
         let (handler, digests) = (self.clone(), self.open_digests(keys));
-        Box::pin(async move { handler.awaiting()?.acquire(&digests?).await })
+        Box::pin(async move { handler.awaiting().acquire(&digests?).await })
     }
 
     /// [`MaruHandler::exists`] for who awaits.
@@ -67,7 +68,7 @@ impl MaruHandler {
     /// [`MaruHandler::batch_exists`] for who awaits.
     pub fn batch_exists_async(&self, keys: &[impl AsKey]) -> Pending<Vec<bool>> {
         let (handler, digests) = (self.clone(), self.open_digests(keys));
-        Box::pin(async move { handler.awaiting()?.exists(&digests?).await })
+        Box::pin(async move { handler.awaiting().exists(&digests?).await })
     }
 
     /// [`MaruHandler::retrieve`] for who awaits.
@@ -79,7 +80,7 @@ impl MaruHandler {
     /// [`MaruHandler::batch_retrieve`] for who awaits.
     pub fn batch_retrieve_async(&self, keys: &[impl AsKey]) -> Pending<Vec<Option<ChunkRef>>> {
         let (handler, digests) = (self.clone(), self.open_digests(keys));
-        Box::pin(async move { handler.awaiting()?.retrieve(&digests?).await })
+        Box::pin(async move { handler.awaiting().retrieve(&digests?).await })
     }
 
     /// [`MaruHandler::pin_kv`] for who awaits.
@@ -91,7 +92,7 @@ impl MaruHandler {
     /// [`MaruHandler::batch_pin_kv`] for who awaits.
     pub fn batch_pin_kv_async(&self, keys: &[impl AsKey]) -> Pending<Vec<Pinned>> {
         let (handler, digests) = (self.clone(), self.open_digests(keys));
-        Box::pin(async move { handler.awaiting()?.pin(&digests?).await })
+        Box::pin(async move { handler.awaiting().pin(&digests?).await })
     }
 
     /// [`MaruHandler::unpin_kv`] for who awaits.
@@ -103,7 +104,7 @@ impl MaruHandler {
     /// [`MaruHandler::batch_unpin_kv`] for who awaits.
     pub fn batch_unpin_kv_async(&self, keys: &[impl AsKey]) -> Pending<Vec<Unpinned>> {
         let (handler, digests) = (self.clone(), self.open_digests(keys));
-        Box::pin(async move { handler.awaiting()?.unpin(&digests?).await })
+        Box::pin(async move { handler.awaiting().unpin(&digests?).await })
     }
 
     /// [`MaruHandler::delete`] for who awaits.
@@ -115,19 +116,28 @@ impl MaruHandler {
     /// [`MaruHandler::batch_delete`] for who awaits.
     pub fn batch_delete_async(&self, keys: &[impl AsKey]) -> Pending<Vec<Deleted>> {
         let (handler, digests) = (self.clone(), self.open_digests(keys));
-        Box::pin(async move { handler.awaiting()?.delete(&digests?).await })
+        Box::pin(async move { handler.awaiting().delete(&digests?).await })
     }
 
     /// [`MaruHandler::stats`] for who awaits.
     pub fn stats_async(&self) -> Pending<ServerStats> {
         let handler = self.clone();
         Box::pin(async move {
-            handler.shared.check_open()?;
-            handler.shared.pipelined()?.call(&GetStats([])).await.map(ServerStats::new)
+            let shared = &handler.shared;
+            shared.check_open()?;
+            let stats = retry!(
+                shared,
+                link => match link.pipelined() {
+                    Ok(pipelined) => pipelined.call(&GetStats([])).await,
+                    Err(error) => Err(error),
+                },
+                lost => shared.next_link(lost).await
+            );
+            stats.map(ServerStats::new)
         })
     }
 
-    fn awaiting(&self) -> Result<Operations<'_, Pipelined>> {
-        Ok(Operations { shared: &self.shared, transport: self.shared.pipelined()? })
+    fn awaiting(&self) -> Operations<'_, Awaiting> {
+        Operations::new(&self.shared)
     }
 }

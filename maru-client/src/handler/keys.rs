@@ -7,12 +7,11 @@ use std::task::{Context, Poll, Waker};
 use maru_proto::KeyDigest;
 
 use super::MaruHandler;
-use super::operations::{Operations, StoredEach};
+use super::operations::{Blocking, Operations, StoredEach};
 use crate::error::{Error, ProtocolError, Result};
 use crate::guard::{ChunkRef, Prefix};
 use crate::key::AsKey;
 use crate::page::PageMut;
-use crate::rpc::Connection;
 
 /// What became of a chunk that was to be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,8 +187,8 @@ impl MaruHandler {
         now(self.blocking().delete(&digests))
     }
 
-    fn blocking(&self) -> Operations<'_, Connection> {
-        Operations { shared: &self.shared, transport: &self.shared.connection }
+    fn blocking(&self) -> Operations<'_, Blocking> {
+        Operations::new(&self.shared)
     }
 
     /// The digests of keys, for a handler that is open.

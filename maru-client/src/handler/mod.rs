@@ -83,7 +83,7 @@ impl MaruHandler {
     /// Those of any request: [`Error::Timeout`], [`Error::ConnectionLost`], [`Error::Closed`].
     pub fn stats(&self) -> Result<ServerStats> {
         self.shared.check_open()?;
-        self.shared.connection.answer_to(&GetStats([])).map(ServerStats::new)
+        self.shared.ask(&GetStats([])).map(ServerStats::new)
     }
 
     /// What each instance uses.
@@ -95,7 +95,7 @@ impl MaruHandler {
         paged(|last: Option<&UsageRecord>| {
             let after = last.map_or(0, |usage| usage.instance.get());
             let request = UsageRequest { after: after.into(), reserved: 0.into() };
-            self.shared.connection.answer_to(&GetUsage(request))
+            self.shared.ask(&GetUsage(request))
         })
     }
 
@@ -107,7 +107,7 @@ impl MaruHandler {
         self.shared.check_open()?;
         paged(|last: Option<&RegionRecord>| {
             let after = last.map_or(0, |region| region.region_id.get());
-            self.shared.connection.answer_to(&ListAllocations::after(AllocationFilter::All, after))
+            self.shared.ask(&ListAllocations::after(AllocationFilter::All, after))
         })
     }
 
@@ -117,7 +117,7 @@ impl MaruHandler {
     /// Those of any request.
     pub fn pools(&self) -> Result<Vec<PoolRecord>> {
         self.shared.check_open()?;
-        self.shared.connection.answer_to(&ListPools([]))
+        self.shared.ask(&ListPools([]))
     }
 
     /// The handler's own figures.

@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 use crate::memory::Claim;
 use crate::page::{PageLocation, PageMut};
 use crate::rpc::request::Reclaim;
+use crate::session::Link;
+use crate::shared::retry;
 use crate::sync::lock;
 
 /// Freed pages that are taken back at a time.
@@ -30,7 +32,14 @@ impl MaruHandler {
     pub fn alloc(&self, length: usize) -> Result<PageMut> {
         match self.alloc_free(length)? {
             Some(page) => Ok(page),
-            None => Ok(PageMut::new(Arc::clone(&self.shared), self.more_pages()?, length)),
+            None => {
+                let claim = retry!(
+                    self.shared,
+                    link => self.more_pages(&link),
+                    lost => self.shared.wait_for_next(lost)
+                )?;
+                Ok(PageMut::new(Arc::clone(&self.shared), claim, length))
+            }
         }
     }
 
@@ -45,7 +54,7 @@ impl MaruHandler {
         Ok(claim.map(|claim| PageMut::new(Arc::clone(&self.shared), claim, length)))
     }
 
-    fn more_pages(&self) -> Result<Claim> {
+    fn more_pages(&self, link: &Link) -> Result<Claim> {
         let own = &self.shared.own;
         let mut full_since = lock(&self.shared.expanding);
         // Another thread may have got some while this one waited.
@@ -53,26 +62,26 @@ impl MaruHandler {
             return Ok(claim);
         }
         if own.is_empty() {
-            self.add_region()?;
+            self.add_region(link)?;
             return own.take_any().ok_or(Error::PoolExhausted);
         }
         let is_full = full_since.is_some_and(|since| since.elapsed() < ASK_AGAIN);
         let may_expand = self.shared.config.auto_expand;
         if may_expand && !is_full {
             // What is freed is had for nothing, a region for its memory, and what is evicted is lost.
-            if let Some(claim) = self.reclaim(FREED, false)? {
+            if let Some(claim) = self.reclaim(link, FREED, false)? {
                 return Ok(claim);
             }
-            if let Some(claim) = self.expand_if_room(&mut full_since)? {
+            if let Some(claim) = self.expand_if_room(link, &mut full_since)? {
                 return Ok(claim);
             }
         }
-        if let Some(claim) = self.reclaim(EVICTED, true)? {
+        if let Some(claim) = self.reclaim(link, EVICTED, true)? {
             return Ok(claim);
         }
         if may_expand
             && is_full
-            && let Some(claim) = self.expand_if_room(&mut full_since)?
+            && let Some(claim) = self.expand_if_room(link, &mut full_since)?
         {
             return Ok(claim);
         }
@@ -80,8 +89,8 @@ impl MaruHandler {
     }
 
     /// A page of a further region, if the server has room for one.
-    fn expand_if_room(&self, full_since: &mut Option<Instant>) -> Result<Option<Claim>> {
-        match self.add_region() {
+    fn expand_if_room(&self, link: &Link, full_since: &mut Option<Instant>) -> Result<Option<Claim>> {
+        match self.add_region(link) {
             Ok(()) => Ok(self.shared.own.take_any()),
             Err(Error::Refused { status: FrameStatus::NoSpace | FrameStatus::Limit, .. }) => {
                 *full_since = Some(Instant::now());
@@ -91,26 +100,27 @@ impl MaruHandler {
         }
     }
 
-    fn reclaim(&self, want: u32, evict: bool) -> Result<Option<Claim>> {
+    fn reclaim(&self, link: &Link, want: u32, evict: bool) -> Result<Option<Claim>> {
         let request = ReclaimRequest { want: want.into(), region_id: 0.into() };
-        let pages = self.shared.connection.answer_to(&Reclaim { request, evict })?;
-        Ok(if pages.is_empty() { None } else { self.shared.own.reclaim_and_take(&pages) })
+        let pages = link.connection.answer_to(&Reclaim { request, evict })?;
+        Ok(if pages.is_empty() { None } else { self.shared.own.reclaim_and_take(link.number, &pages) })
     }
 
     /// Gets a region, unless another thread just did.
     pub(super) fn expand(&self) -> Result<()> {
         let _expanding = lock(&self.shared.expanding);
-        self.add_region()
+        retry!(self.shared, link => self.add_region(&link), lost => self.shared.wait_for_next(lost))
     }
 
     /// Gets a region. Its pages are for everybody once the callback knows of it.
-    fn add_region(&self) -> Result<()> {
+    fn add_region(&self, link: &Link) -> Result<()> {
         let size = self.shared.config.size_of_region(self.shared.own.regions().len());
-        let region = self.shared.new_region(size)?;
-        if !self.shared.own.insert(Arc::clone(&region)) {
-            self.shared.return_region(region.id());
-            return Err(Error::Closed);
-        }
+        let region = self.shared.new_region(link, size)?;
+        self.shared.own.insert(link.number, Arc::clone(&region)).inspect_err(|error| {
+            if matches!(error, Error::Closed) {
+                self.shared.return_region(region.id());
+            }
+        })?;
         self.shared.regions.insert(Arc::clone(&region));
         self.shared.announcements.add(RegionAdded {
             region_id: region.id(),

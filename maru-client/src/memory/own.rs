@@ -1,6 +1,6 @@
 //! The pages of all own regions, under one lock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use super::Region;
@@ -37,6 +37,8 @@ struct Table {
     /// Regions that everybody may take pages from and that have free ones.
     with_free: BTreeSet<usize>,
     closed: bool,
+    /// The number of the session's connections: what came by earlier ones was taken into account when it went on.
+    link: u32,
 }
 
 #[derive(Debug)]
@@ -48,17 +50,28 @@ struct OwnRegion {
 }
 
 impl OwnPages {
-    /// Adds a region, from which only [`OwnPages::take_any`] takes until it is opened. `false` when closed.
-    pub(crate) fn insert(&self, region: Arc<Region>) -> bool {
+    /// Adds a region that came by these connections, from which only [`OwnPages::take_any`] takes until it is opened.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], and [`Error::ConnectionLost`] where the session has gone on since, and gives the region back.
+    pub(crate) fn insert(&self, link: u32, region: Arc<Region>) -> Result<()> {
         let mut table = lock(&self.table);
         if table.closed {
-            return false;
+            return Err(Error::Closed);
+        }
+        if table.link != link {
+            return Err(Error::ConnectionLost);
         }
         let index = table.regions.len();
         table.by_id.insert(region.id(), index);
         let pages = PageAllocator::new(region.pages());
         table.regions.push(OwnRegion { region, pages, open: false });
-        true
+        Ok(())
+    }
+
+    /// Whether this is an own region.
+    pub(crate) fn has(&self, region_id: u32) -> bool {
+        lock(&self.table).by_id.contains_key(&region_id)
     }
 
     /// Lets everybody take pages of a region.
@@ -87,17 +100,50 @@ impl OwnPages {
         table.take_from(index)
     }
 
-    /// The server hands pages back; one of them, or another that is free, is taken at once.
-    pub(crate) fn reclaim_and_take(&self, pages: &[PageLocation]) -> Option<Claim> {
-        pages.iter().for_each(|page| self.reclaim(*page));
+    /// The server hands pages back by these connections; one of them, or another that is free, is taken at once.
+    pub(crate) fn reclaim_and_take(&self, link: u32, pages: &[PageLocation]) -> Option<Claim> {
+        self.reclaim(link, pages);
         self.take_any()
     }
 
-    /// The server hands a page back.
-    pub(crate) fn reclaim(&self, page: PageLocation) {
-        if let Err(error) = self.change(page, PageAllocator::reclaim) {
-            tracing::warn!(%error, "the server handed a page back that it did not have");
+    /// The server hands pages back by these connections.
+    pub(crate) fn reclaim(&self, link: u32, pages: &[PageLocation]) {
+        let table = &mut *lock(&self.table);
+        if table.link != link {
+            return;
         }
+        for page in pages {
+            if let Err(error) = table.change(*page, PageAllocator::reclaim) {
+                tracing::warn!(%error, "the server handed a page back that it did not have");
+            }
+        }
+    }
+
+    /// The session goes on on connections of this number.
+    pub(crate) fn go_on(&self, link: u32) {
+        lock(&self.table).link = link;
+    }
+
+    /// As the session goes on, compares 64 pages from `first` on with what the server says, a bit for each page that it
+    /// sees with this instance. `unsettled` are those that nobody waits for.
+    pub(crate) fn compare(&self, region_id: u32, first: u32, held: u64, unsettled: &HashSet<PageLocation>) {
+        let table = &mut *lock(&self.table);
+        let Some(&index) = table.by_id.get(&region_id) else { return };
+        let pages = &mut table.regions[index].pages;
+        for (page_index, held) in (first..).zip((0..u64::BITS).map(|bit| held >> bit & 1 == 1)) {
+            let nobody_waits = unsettled.contains(&PageLocation { region_id, page_index });
+            pages.compare(page_index, held, nobody_waits);
+        }
+        table.refresh(index);
+    }
+
+    /// Pages whose store came to nothing are about to be registered once more.
+    ///
+    /// # Errors
+    /// [`Error::WrongPageState`], which can't happen to pages in doubt.
+    pub(crate) fn resubmit(&self, pages: &[PageLocation]) -> Result<()> {
+        let table = &mut *lock(&self.table);
+        pages.iter().try_for_each(|page| table.change(*page, PageAllocator::resubmit))
     }
 
     /// A held page goes back.
@@ -232,7 +278,7 @@ mod tests {
     fn own(regions: &[(u32, u32)]) -> OwnPages {
         let own = OwnPages::default();
         for &(id, pages) in regions {
-            assert!(own.insert(Arc::new(region(id, pages, 4096, Access::ReadWrite { prefault: false }))));
+            own.insert(0, Arc::new(region(id, pages, 4096, Access::ReadWrite { prefault: false }))).unwrap();
             own.open(id);
         }
         own
@@ -261,7 +307,7 @@ mod tests {
     #[test]
     fn a_region_gives_pages_to_everybody_only_once_it_is_open() {
         let own = OwnPages::default();
-        own.insert(Arc::new(region(1, 2, 4096, Access::ReadWrite { prefault: false })));
+        own.insert(0, Arc::new(region(1, 2, 4096, Access::ReadWrite { prefault: false }))).unwrap();
         assert_eq!(take(&own), None);
         assert_eq!(own.take_any().map(|claim| claim.page_index), Some(0));
         own.open(1);
@@ -291,7 +337,7 @@ mod tests {
         let pages = [take(&own), take(&own)].map(|taken| page(1, taken.unwrap().1));
         own.submit(&pages).unwrap();
         own.settle(pages.map(|page| (page, true)));
-        let claim = own.reclaim_and_take(&[page(1, 1), page(1, 1), page(9, 0)]).unwrap();
+        let claim = own.reclaim_and_take(0, &[page(1, 1), page(1, 1), page(9, 0)]).unwrap();
         assert_eq!(claim.page_index, 1);
         assert_eq!(take(&own), None, "handed back twice is not free twice");
     }
@@ -302,7 +348,8 @@ mod tests {
         take(&own);
         assert_eq!(own.close(), [2], "region 1 has a page that is held");
         assert_eq!((take(&own), own.take_any().map(|claim| claim.page_index)), (None, None));
-        assert!(!own.insert(Arc::new(region(3, 1, 4096, Access::ReadWrite { prefault: false }))));
+        let late = own.insert(0, Arc::new(region(3, 1, 4096, Access::ReadWrite { prefault: false })));
+        assert!(matches!(late, Err(Error::Closed)));
         own.release(page(1, 0));
         assert_eq!(take(&own), None);
     }

@@ -110,6 +110,27 @@ impl PageAllocator {
         Ok(())
     }
 
+    /// A page in doubt whose store came to nothing is about to be registered once more.
+    pub(super) fn resubmit(&mut self, page: u32) -> Result<(), PageState> {
+        match self.state(page)? {
+            State::InDoubt | State::ReclaimedInDoubt => self.set(page, State::InDoubt),
+            other => return Err(other.into()),
+        }
+        Ok(())
+    }
+
+    /// Takes over what the server says of a page, with nothing under way between the two: whether it sees it with this
+    /// instance. A page in doubt is left to who waits to learn, if anybody does.
+    pub(super) fn compare(&mut self, page: u32, held: bool, nobody_waits: bool) {
+        match self.state(page) {
+            Ok(State::Stored) if held => self.set(page, State::Free),
+            Ok(State::InDoubt | State::ReclaimedInDoubt) if nobody_waits => {
+                self.set(page, if held { State::Free } else { State::Stored });
+            }
+            _ => {}
+        }
+    }
+
     fn state(&self, page: u32) -> Result<State, PageState> {
         self.states.get(page as usize).copied().ok_or(PageState::Missing)
     }

@@ -5,6 +5,7 @@
 //! one read, on its own thread.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::Thread;
@@ -19,6 +20,7 @@ use super::slots::{Recipient, RequestId, Slots, whole_frame};
 use super::stream::Stream;
 use super::{Backlog, Transport};
 use crate::error::{Error, ProtocolError, Result};
+use crate::page::PageLocation;
 use crate::sync::lock;
 
 /// A connection on which HELLO was said.
@@ -104,9 +106,20 @@ impl Connection {
     /// Sends the pins that guards gave up, and nothing else.
     pub(crate) fn flush_releases(&self) -> Result<()> {
         let mut output = lock(&self.output);
+        self.check()?;
         output.clear();
         self.backlog.releases(&mut |kind, digests| push_releases(&mut output, kind, digests, self.max_body));
         if output.is_empty() { Ok(()) } else { self.write(&output) }
+    }
+
+    /// Pages of stores whose callers gave up and whose answers have not come.
+    pub(crate) fn take_unsettled(&self) -> Vec<PageLocation> {
+        lock(&self.slots).take_unsettled()
+    }
+
+    /// The socket.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.fd()
     }
 
     /// Ends the connection for everybody.
@@ -114,20 +127,24 @@ impl Connection {
         self.broken.store(true, Ordering::Release);
         self.stream.shutdown();
         lock(&self.slots).all_waiting().for_each(Thread::unpark);
+        self.backlog.lost();
     }
 
     fn send<R: Request>(&self, request: &R, id: RequestId) -> Result<()> {
         let mut output = lock(&self.output);
+        self.check()?;
         output.clear();
         self.backlog.releases(&mut |kind, digests| push_releases(&mut output, kind, digests, self.max_body));
         push_request(&mut output, request, id);
         self.write(&output)
     }
 
+    /// Refuses to send on a lost connection, so that what it would have carried along is left for the next.
+    fn check(&self) -> Result<()> {
+        if self.is_broken() { Err(Error::ConnectionLost) } else { Ok(()) }
+    }
+
     fn write(&self, bytes: &[u8]) -> Result<()> {
-        if self.is_broken() {
-            return Err(Error::ConnectionLost);
-        }
         self.stream.write_all(bytes).map_err(|error| {
             // Part of a frame may have gone out, so nothing can follow it.
             tracing::warn!(%error, "lost the connection while writing");
@@ -247,7 +264,15 @@ impl Connection {
     }
 
     fn time_out<R: Request>(&self, request: &R, id: RequestId) -> Result<R::Response> {
-        if lock(&self.slots).abandon(id, request.undo()) {
+        let mut slots = lock(&self.slots);
+        // On a lost connection whoever gets this error goes on on another.
+        if self.is_broken() {
+            slots.finish(id);
+            return Err(Error::ConnectionLost);
+        }
+        let abandoned = slots.abandon(id, request.undo());
+        drop(slots);
+        if abandoned {
             return Err(Error::Timeout { operation: request.opcode(), timeout: self.timeout });
         }
         self.answer(request, id).unwrap_or(Err(Error::ConnectionLost))
@@ -259,6 +284,10 @@ impl Connection {
     }
 
     fn break_off<T>(&self, id: RequestId, error: ProtocolError) -> Result<T> {
+        if self.is_broken() {
+            // Whoever gave up when it broke has its answer, if that came after all, answer nobody.
+            return self.give_up(id);
+        }
         tracing::warn!(%error, "the server broke the protocol");
         lock(&self.slots).finish(id);
         self.shut();

@@ -15,7 +15,7 @@ use maru_proto::KeyDigest;
 
 use crate::error::Result;
 use crate::page::PageLocation;
-use crate::releases::PinKind;
+use crate::pins::PinKind;
 
 pub(crate) use blocking::Connection;
 pub(crate) use control::{Control, hello};
@@ -38,6 +38,10 @@ pub(crate) trait Backlog: Send + Sync {
     fn unpin(&self, kind: PinKind, digests: Vec<KeyDigest>);
     /// Pages that the server handed back.
     fn reclaim(&self, pages: Vec<PageLocation>);
+    /// Pages of which nobody waits to learn whether they are stored, and no answer will tell.
+    fn doubt(&self, pages: Vec<PageLocation>);
+    /// The connection is of no use any more.
+    fn lost(&self);
     /// Pages of which it is known now whether they are stored.
     fn settle(&self, pages: Vec<(PageLocation, bool)>);
 }

@@ -5,7 +5,7 @@ use zerocopy::IntoBytes;
 
 use super::request::Request;
 use super::slots::RequestId;
-use crate::releases::PinKind;
+use crate::pins::PinKind;
 
 /// Appends the frame of a request.
 pub(super) fn push_request<R: Request>(output: &mut Vec<u8>, request: &R, id: RequestId) {

@@ -24,6 +24,7 @@ use super::slots::{Recipient, RequestId, Slots, whole_frame};
 use super::stream::Stream;
 use super::{Backlog, Transport};
 use crate::error::{Error, ProtocolError, Result};
+use crate::page::PageLocation;
 use crate::sync::lock;
 
 /// Requests that may be under way; further ones wait for a place.
@@ -105,6 +106,21 @@ impl Pipelined {
         self.wire.rpcs.load(Ordering::Relaxed)
     }
 
+    /// Whether the connection is of no use any more.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.wire.broken.load(Ordering::Acquire)
+    }
+
+    /// Pages of stores whose callers gave up and whose answers have not come.
+    pub(crate) fn take_unsettled(&self) -> Vec<PageLocation> {
+        lock(&self.wire.slots).take_unsettled()
+    }
+
+    /// Ends the connection for everybody.
+    pub(crate) fn shut(&self) {
+        self.wire.shut();
+    }
+
     /// Writes that they took.
     pub(crate) fn writes(&self) -> u64 {
         self.wire.writes.load(Ordering::Relaxed)
@@ -121,8 +137,11 @@ impl Transport for Pipelined {
     async fn call<R: Request + Sync>(&self, request: &R) -> Result<R::Response> {
         let wire = &*self.wire;
         let mut call = Call { wire, request, progress: Progress::New };
-        let place = wire.places.acquire().await.map_err(|_| Error::ConnectionLost)?;
-        call.enlist(place)?;
+        match wire.places.acquire().await {
+            Ok(place) => call.enlist(place)?,
+            // What was not sent is not undone: whoever gets this error goes on on another connection.
+            Err(_) => return call.lost(),
+        }
         call.await
     }
 }
@@ -150,7 +169,7 @@ impl<R: Request> Call<'_, R> {
     /// Takes a slot, and appends the request to the outbox.
     fn enlist(&mut self, place: SemaphorePermit<'_>) -> Result<()> {
         if self.wire.broken.load(Ordering::Acquire) {
-            return Err(Error::ConnectionLost);
+            return self.lost();
         }
         let waiter = Waiter { waker: Waker::noop().clone(), deadline: Instant::now() + self.wire.timeout };
         let slot = lock(&self.wire.slots).enlist(self.request.opcode(), waiter);
@@ -169,6 +188,11 @@ impl<R: Request> Call<'_, R> {
             self.wire.ring();
         }
         Ok(())
+    }
+
+    fn lost<T>(&mut self) -> Result<T> {
+        self.progress = Progress::Done;
+        Err(Error::ConnectionLost)
     }
 
     fn finish(&mut self, outcome: Result<R::Response>) -> Poll<Result<R::Response>> {
@@ -242,7 +266,11 @@ impl<R: Request> Drop for Call<'_, R> {
             Progress::Done => return,
         };
         let mut slots = lock(&self.wire.slots);
-        if !slots.abandon(id, self.request.undo()) {
+        if self.wire.broken.load(Ordering::Acquire) && slots.waiter(id).is_some() {
+            slots.finish(id);
+            drop(slots);
+            self.request.undo().unanswered(&*self.wire.backlog);
+        } else if !slots.abandon(id, self.request.undo()) {
             let answer = slots.take_answer(id);
             drop(slots);
             if let Some(bytes) = answer {
@@ -309,6 +337,7 @@ impl Wire {
         self.ring();
         let waiting = lock(&self.slots).all_waiting().map(|waiter| waiter.waker.clone()).collect::<Vec<_>>();
         waiting.into_iter().for_each(Waker::wake);
+        self.backlog.lost();
     }
 
     /// The thread: reads, wakes, and looks at deadlines, until the connection ends.

@@ -3,16 +3,17 @@
 
 use maru_proto::{
     AllocationFilter, Flags, Frame, FrameStatus, GetRegionRequest, HeartbeatRecord, HelloRequest,
-    HelloResponse, KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PoolRecord,
-    ReclaimRequest, RecordStatus, RegionRecord, RegisterRecord, RequestAllocRequest, ReturnAllocRequest,
-    StatRecord, UsageRecord, UsageRequest, VersionRange, statuses,
+    HelloResponse, KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PagesRequest,
+    PinsRecord, PoolRecord, ReclaimRequest, RecordStatus, RegionRecord, RegisterRecord, RequestAllocRequest,
+    ReturnAllocRequest, StatRecord, UsageRecord, UsageRequest, VersionRange, statuses,
 };
+use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Backlog;
 use crate::error::{Error, ProtocolError, Result};
 use crate::page::PageLocation;
-use crate::releases::PinKind;
+use crate::pins::PinKind;
 
 /// What came of decoding a body.
 pub(crate) type Decoded<T> = std::result::Result<T, ProtocolError>;
@@ -86,6 +87,13 @@ impl Undo {
         }
     }
 
+    /// The connection was lost before the answer came, and nobody waits for it.
+    pub(super) fn unanswered(self, backlog: &dyn Backlog) {
+        if let Undo::Settle(pages) = self {
+            backlog.doubt(pages);
+        }
+    }
+
     /// The request was never sent.
     pub(super) fn unsent(self, backlog: &dyn Backlog) {
         if let Undo::Settle(pages) = self {
@@ -141,6 +149,8 @@ plain_requests! {
     ReturnAlloc(ReturnAllocRequest): ReturnAlloc -> () = none;
     /// Describe a region.
     GetRegion(GetRegionRequest): GetRegion -> RegionRecord = one;
+    /// Which pages of an own region the server sees with this instance.
+    GetPages(PagesRequest): GetPages -> Vec<U64> = many;
     /// The next regions of a list.
     ListAllocations(ListAllocationsRequest): ListAllocations -> Vec<RegionRecord> = many;
     /// The pools.
@@ -153,10 +163,46 @@ plain_requests! {
     Heartbeat([u8; 0]): Heartbeat -> HeartbeatRecord = one;
 }
 
+impl ReturnAlloc {
+    /// The region with this id.
+    pub(crate) fn of(region_id: u32) -> ReturnAlloc {
+        ReturnAlloc(ReturnAllocRequest { region_id: region_id.into(), reserved: 0.into() })
+    }
+}
+
 impl ListAllocations {
     /// The regions after an id.
     pub(crate) fn after(filter: AllocationFilter, after: u32) -> ListAllocations {
         ListAllocations(ListAllocationsRequest { filter: (filter as u32).into(), after: after.into() })
+    }
+}
+
+/// Say which pins are in use.
+pub(crate) struct AssertPins<'a> {
+    pub(crate) records: &'a [PinsRecord],
+    /// Whether these are the last.
+    pub(crate) last: bool,
+}
+
+impl Request for AssertPins<'_> {
+    /// Whether each of them is as it was said.
+    type Response = Vec<bool>;
+
+    fn opcode(&self) -> Opcode {
+        Opcode::AssertPins
+    }
+
+    fn flags(&self) -> Flags {
+        if self.last { Flags::LAST } else { Flags::NONE }
+    }
+
+    fn body(&self) -> &[u8] {
+        self.records.as_bytes()
+    }
+
+    fn decode(&self, frame: &Frame<'_>) -> Decoded<Vec<bool>> {
+        let statuses = status_each(frame, self.records.len())?;
+        Ok(statuses.into_iter().map(|status| status == RecordStatus::Ok).collect())
     }
 }
 

@@ -4,6 +4,7 @@ use maru_proto::{Frame, Header, Opcode, Step, decode};
 use zerocopy::IntoBytes;
 
 use super::request::Undo;
+use crate::page::PageLocation;
 
 /// Requests that may wait at a time: what 16 bits of an id can tell apart.
 const SLOTS: usize = 1 << 16;
@@ -167,6 +168,15 @@ impl<W: Clone> Slots<W> {
     /// Requests whose answers nobody waits for.
     pub(super) fn abandoned(&self) -> usize {
         self.abandoned
+    }
+
+    /// Pages that are to be settled by answers that nobody waits for; the answers settle nothing any more.
+    pub(super) fn take_unsettled(&mut self) -> Vec<PageLocation> {
+        let abandoned = self.slots.iter_mut().filter_map(|(_, slot)| match slot {
+            Slot::Abandoned { undo: Undo::Settle(pages), .. } => Some(std::mem::take(pages)),
+            _ => None,
+        });
+        abandoned.flatten().collect()
     }
 
     fn free_if(&mut self, id: RequestId, condition: impl FnOnce(&Slot<W>) -> bool) -> Option<Slot<W>> {
