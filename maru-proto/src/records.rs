@@ -364,6 +364,8 @@ wire_enum! {
         InstancesExpired = 22, "instances_expired";
         /// Pages that owners took back.
         ReclaimedPages = 23, "reclaimed_pages";
+        /// System calls of the thread that drives connections; absent where the driver does not count them.
+        SystemCalls = 24, "system_calls";
     }
 }
 
