@@ -38,6 +38,10 @@ pub(crate) struct RoundsArgs {
     #[arg(long)]
     pub(crate) quick: bool,
 
+    /// Client threads that share the connections of the rows with many.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub(crate) threads: u16,
+
     /// The server that is started, and where both sides run.
     #[command(flatten)]
     pub(crate) server: ServerArgs,

@@ -17,6 +17,7 @@ use crate::measure::percentiles::Percentiles;
 use crate::measure::run::Outcome;
 use crate::target::{Needs, Target};
 use crate::traffic::distribution::Distribution;
+use crate::traffic::figures::Figures;
 use crate::traffic::maru::{Shape, Traffic};
 use crate::traffic::stock::Population;
 use protocol::{Ask, Asking};
@@ -104,6 +105,7 @@ pub(crate) fn run(args: &PeersArgs) -> Result<(), BenchError> {
     let needs = Needs { pool_size: 512 << 20, max_entries: 1 << 20, mount: false };
     let target = Target::start(&args.server, &needs)?;
     let population = Population::new(target.socket(), KEYS)?;
+    let mut figures = Figures::connect(target.socket())?;
     for peer in Peer::ALL {
         let Some(server) = PeerServer::start(peer, &args.server, KEYS)? else {
             println!("{}: not installed", peer.name());
@@ -113,7 +115,8 @@ pub(crate) fn run(args: &PeersArgs) -> Result<(), BenchError> {
         for comparison in &COMPARISONS {
             let Comparison { batch, connections, in_flight, .. } = *comparison;
             let duration = args.scale(Duration::from_secs(1), Duration::from_millis(50));
-            let side = Side { connections, in_flight, duration };
+            let threads = usize::from(args.threads);
+            let side = Side { connections, in_flight, threads, duration };
             let mix = comparison.operation.parse().expect("the operation exists");
             let shape = Shape { mix, batch, distribution: Distribution::Uniform, in_flight };
             let ask = match comparison.operation {
@@ -125,11 +128,13 @@ pub(crate) fn run(args: &PeersArgs) -> Result<(), BenchError> {
                 let theirs = requests_per_second(side, |number| {
                     Ok((server.connect()?, Asking::new(peer, ask, batch, KEYS, number as u64)))
                 })?;
-                let ours = requests_per_second(side, |number| {
-                    Traffic::connect(target.socket(), population.keys(), &shape, number)
+                let (ours, system_calls) = figures.during(|| {
+                    requests_per_second(side, |number| {
+                        Traffic::connect(target.socket(), population.keys(), &shape, number)
+                    })
                 })?;
                 for (pairs, figure) in pairs.iter_mut().zip(comparison.figures) {
-                    pairs.push(Pair { floor: (figure.of)(&theirs), ours: (figure.of)(&ours) });
+                    pairs.push(Pair { floor: (figure.of)(&theirs), ours: (figure.of)(&ours), system_calls });
                 }
                 if interrupted.load(std::sync::atomic::Ordering::Relaxed) {
                     return Err(BenchError::Interrupted);
