@@ -105,6 +105,7 @@ fn several_processes_share_the_connections() {
     let rows = result["intervals"].as_array().unwrap();
     assert!(!rows.is_empty() && rows[0]["per_second"].as_f64().unwrap() > 0.0, "{result}");
     let hgrm = std::fs::read_to_string(hgrm).unwrap();
+    assert!(hgrm.ends_with("driven by 2 processes with 1 thread each\n"), "{hgrm}");
     let total = hgrm.lines().find_map(|line| line.split_once("Total count    =")).unwrap().1;
     assert_eq!(
         total.trim_end_matches(']').trim().parse::<u64>().unwrap(),

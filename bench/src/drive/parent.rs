@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::protocol::{Moment, Order, Report};
+use super::protocol::{Moment, Report, Task};
 use crate::cli::TrafficArgs;
 use crate::error::BenchError;
 use crate::measure::pace::Tempo;
@@ -41,9 +41,9 @@ pub(super) fn run(
     end: End,
     mut hear: impl FnMut(Event<'_>) -> Result<(), BenchError>,
 ) -> Result<Outcome, BenchError> {
-    workers.iter_mut().try_for_each(|worker| worker.tell(&Order::Connect(tempo, end)))?;
+    workers.iter_mut().try_for_each(|worker| worker.tell(&Task { tempo, end }))?;
     workers.iter_mut().try_for_each(WorkerProcess::wait_until_ready)?;
-    let start = Order::Start(Moment::after(LEAD));
+    let start = Moment::after(LEAD);
     workers.iter_mut().try_for_each(|worker| worker.tell(&start))?;
 
     let mut outcome = Outcome { sample: Sample::new(), elapsed: Duration::ZERO, threads: 0 };

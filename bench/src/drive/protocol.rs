@@ -10,13 +10,13 @@ use crate::measure::pace::Tempo;
 use crate::measure::recorder::Sample;
 use crate::measure::run::End;
 
-/// A line of the parent.
+/// A measurement, as the parent announces it; a [`Moment`] to begin at follows once all are ready.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
-pub(super) enum Order {
-    /// Connect for this measurement.
-    Connect(Tempo, End),
-    /// Begin.
-    Start(Moment),
+pub(super) struct Task {
+    /// How requests are paced, over all processes.
+    pub(super) tempo: Tempo,
+    /// When it ends, over all processes.
+    pub(super) end: End,
 }
 
 /// What a worker reports of its share.

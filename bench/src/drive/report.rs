@@ -134,7 +134,7 @@ pub(crate) fn write_files(
         write_json(path, result)?;
     }
     if let Some(path) = &output.hgrm {
-        write(path, &hgrm::text(&total.latency))?;
+        write(path, &hgrm::text(title, &total.latency))?;
     }
     if let Some(path) = &output.plot {
         let (axis, curves) =

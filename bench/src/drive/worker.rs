@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::protocol::{Order, Report};
+use super::protocol::{Moment, Report, Task};
 use super::share::Share;
 use crate::cli::ClientArgs;
 use crate::error::BenchError;
 use crate::measure::run::Event;
 use crate::traffic::keys::KeySpace;
-use crate::traffic::maru::{Shape, Traffic};
+use crate::traffic::maru::Shape;
 use crate::traffic::wire_client::WireClient;
 use crate::worker_process::{Answer, Parent, serve};
 
@@ -21,23 +21,20 @@ pub(crate) fn run(args: &ClientArgs) -> ExitCode {
         let shape = Shape::of(&args.traffic, args.pipeline);
         let share = Share::whole(&args.traffic, shape, &args.socket, &keys)
             .of_process(args.process.into(), args.traffic.processes.into());
-        while let Some(order) = parent.hear()? {
-            measure(&share, order, parent)?;
+        while let Some(task) = parent.hear()? {
+            measure(&share, task, parent)?;
         }
         Ok(())
     })
 }
 
-fn measure(share: &Share, order: Order, parent: &mut Parent) -> Result<(), BenchError> {
-    let Order::Connect(tempo, end) = order else {
-        return Err(BenchError::answer("the parent process", "an order to start before one to connect"));
-    };
-    let connected: Vec<(_, Traffic)> = share.connect()?;
+fn measure(share: &Share, task: Task, parent: &mut Parent) -> Result<(), BenchError> {
+    let connected = share.connect()?;
     parent.tell::<Report>(&Answer::Ready)?;
-    let Some(Order::Start(moment)) = parent.hear()? else {
+    let Some(start) = parent.hear::<Moment>()? else {
         return Ok(());
     };
-    let outcome = share.run(connected, tempo, end, moment.instant(), |event| {
+    let outcome = share.run(connected, task.tempo, task.end, start.instant(), |event| {
         parent.tell(&Answer::Done(match event {
             Event::Begun => Report::Begun,
             Event::Interval(sample, elapsed) => Report::Interval(Box::new(sample.clone()), elapsed),

@@ -95,6 +95,10 @@ impl Row {
         Row::of(path, unit, goal, rounds)
     }
 
+    /// What to know of the printed rows.
+    pub(crate) const FOOT: &str = "calls/req: system calls that our server made for a request; -: not counted by this \
+                                   driver, or a row that is not about requests";
+
     /// The head of the printed rows.
     pub(crate) fn head() -> String {
         format!(

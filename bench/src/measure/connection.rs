@@ -111,8 +111,7 @@ impl<P: Protocol> Connection<P> {
         Ok(before - self.in_flight.len())
     }
 
-    /// Ends what was said on it. What an open loop still owes when its time is over is counted: left out, the slowest
-    /// requests would not be seen.
+    /// Counts what an open loop still owes when its time is over: left out, the slowest requests would not be seen.
     pub(super) fn leave(&mut self, sample: &mut Sample) {
         let now = Instant::now();
         if self.left.is_some() || !self.is_open() {

@@ -92,8 +92,8 @@ impl<P: Protocol> Group<'_, P> {
     fn wait(&self) -> Duration {
         let (now, stop) = (Instant::now(), self.orders.stop() || self.short);
         let waits = self.connections.iter().map(|connection| match connection.wait(now, stop) {
-            Until::Due(left) if !stop => left,
-            Until::Due(_) | Until::Answer => ANSWER_LIMIT,
+            Until::Due(left) => left,
+            Until::Answer => ANSWER_LIMIT,
         });
         waits.min().unwrap_or(ANSWER_LIMIT)
     }
@@ -109,11 +109,9 @@ impl<P: Protocol> Group<'_, P> {
     }
 
     fn leave(mut self) -> Result<(), BenchError> {
-        for connection in &mut self.connections {
-            self.recorder.record(|sample| connection.leave(sample));
-            connection.protocol.finish(&mut connection.channel)?;
-        }
-        Ok(())
+        let connections = &mut self.connections;
+        self.recorder.record(|sample| connections.iter_mut().for_each(|connection| connection.leave(sample)));
+        connections.iter_mut().try_for_each(|connection| connection.protocol.finish(&mut connection.channel))
     }
 }
 

@@ -33,6 +33,8 @@ const BATCH: usize = 512;
 struct Report {
     machine: Machine,
     rounds: usize,
+    /// Client threads that share the connections of rows with many.
+    threads: u16,
     rows: Vec<Row>,
     /// Peers that are not installed.
     not_installed: Vec<&'static str>,
@@ -98,9 +100,16 @@ pub(crate) fn run(args: &PeersArgs) -> Result<(), BenchError> {
     }
     let interrupted = interrupt::flag()?;
     let rounds = args.rounds();
-    let mut report = Report { machine: Machine::this(), rounds, rows: Vec::new(), not_installed: Vec::new() };
+    let mut report = Report {
+        machine: Machine::this(),
+        rounds,
+        threads: args.threads,
+        rows: Vec::new(),
+        not_installed: Vec::new(),
+    };
     println!("peers: ours beside each of them (as the floor), medians of {rounds} rounds");
-    println!("{}\n{}\n\n{}", args.server.describe(), report.machine, Row::head());
+    println!("{}, {}", args.server.describe(), args.describe_threads());
+    println!("{}\n\n{}", report.machine, Row::head());
 
     let needs = Needs { pool_size: 512 << 20, max_entries: 1 << 20, mount: false };
     let target = Target::start(&args.server, &needs)?;
@@ -112,7 +121,7 @@ pub(crate) fn run(args: &PeersArgs) -> Result<(), BenchError> {
             report.not_installed.push(peer.name());
             continue;
         };
-        for comparison in &COMPARISONS {
+        for comparison in COMPARISONS.iter().filter(|comparison| comparison.name.contains(&args.only)) {
             let Comparison { batch, connections, in_flight, .. } = *comparison;
             let duration = args.scale(Duration::from_secs(1), Duration::from_millis(50));
             let threads = usize::from(args.threads);
@@ -148,6 +157,8 @@ pub(crate) fn run(args: &PeersArgs) -> Result<(), BenchError> {
             }
         }
     }
+    println!("{}", Row::FOOT);
+    drop(figures);
     population.remove()?;
     target.stop()?;
     if let Some(path) = &args.json {
