@@ -413,7 +413,7 @@ fn read(args: &RoundsArgs) -> Result<Measure, Skip> {
         })?;
         let (ours, system_calls) = figures.during(|| read_all(chunks))?;
         // Mentioned last, so dropped last: clients end before their servers.
-        let _ = (&target, &echo, &writer);
+        let _ = (&writer, &target, &echo);
         Ok(vec![Pair { floor: median(&own) + round_trip, ours: median(&ours), system_calls }])
     }))
 }
