@@ -36,7 +36,8 @@ pub(super) fn drive<P: Protocol>(
         };
         connection.channel.exchange(wait).map_err(lost(P::PEER))?;
         if !connection.channel.input().is_empty() {
-            recorder.record(|sample| connection.take_answers(sample))?;
+            let now = Instant::now();
+            recorder.record(|sample| connection.take_answers(now, sample))?;
         }
     }
 }

@@ -95,9 +95,9 @@ impl<P: Protocol> Connection<P> {
         }
     }
 
-    /// Takes the answers that came; how many.
-    pub(super) fn take_answers(&mut self, sample: &mut Sample) -> Result<usize, BenchError> {
-        let (now, open, before) = (Instant::now(), self.is_open(), self.in_flight.len());
+    /// Takes the answers that came by `now`; how many.
+    pub(super) fn take_answers(&mut self, now: Instant, sample: &mut Sample) -> Result<usize, BenchError> {
+        let (open, before) = (self.is_open(), self.in_flight.len());
         while let Some(bytes) = self.protocol.response(self.channel.input())? {
             self.channel.consume(bytes);
             let Some(request) = self.in_flight.pop_front() else {

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::channel::{ANSWER_LIMIT, Wait, lost};
 use super::connection::{Connection, Until};
-use super::recorder::Recorder;
+use super::recorder::{Recorder, Sample};
 use super::run::{Orders, Protocol};
 use crate::error::BenchError;
 
@@ -46,7 +46,7 @@ impl<P: Protocol> Group<'_, P> {
         loop {
             // A closed loop goes on where an answer came, an open one by the clock.
             if fresh || open {
-                all.clone().try_for_each(|number| self.request(number))?;
+                all.clone().try_for_each(|number| self.request(number, Instant::now()))?;
             }
             fresh = false;
             if self.in_flight == 0 {
@@ -60,32 +60,36 @@ impl<P: Protocol> Group<'_, P> {
                 }
             }
             let wait = if open { self.wait() } else { ANSWER_LIMIT };
-            for event in 0..self.watch.wait(wait).map_err(lost(P::PEER))? {
-                let number = self.watch.number(event);
-                self.receive(number)?;
-                if !open {
-                    self.request(number)?;
-                }
-            }
+            let events = self.watch.wait(wait).map_err(lost(P::PEER))?;
+            // One lock for all of them.
+            self.recorder.record(|sample| {
+                (0..events).try_for_each(|event| {
+                    let number = self.watch.number(event);
+                    let now = self.receive(number, sample)?;
+                    if open { Ok(()) } else { self.request(number, now) }
+                })
+            })?;
         }
     }
 
     /// Sends what is due on a connection, as far as its socket takes it.
-    fn request(&mut self, number: usize) -> Result<(), BenchError> {
+    fn request(&mut self, number: usize, now: Instant) -> Result<(), BenchError> {
         let connection = &mut self.connections[number];
         if !self.short && !self.orders.stop() {
-            self.in_flight += connection.request(Instant::now(), self.orders.counting());
+            self.in_flight += connection.request(now, self.orders.counting());
             self.short = connection.protocol.is_short();
         }
         let all_sent = connection.channel.send().map_err(lost(P::PEER))?;
         self.watch.room(number, !all_sent, connection).map_err(lost(P::PEER))
     }
 
-    fn receive(&mut self, number: usize) -> Result<(), BenchError> {
+    /// Takes the answers of a connection; when they came.
+    fn receive(&mut self, number: usize, sample: &mut Sample) -> Result<Instant, BenchError> {
         let connection = &mut self.connections[number];
         connection.channel.exchange(Wait::No).map_err(lost(P::PEER))?;
-        self.in_flight -= self.recorder.record(|sample| connection.take_answers(sample))?;
-        Ok(())
+        let now = Instant::now();
+        self.in_flight -= connection.take_answers(now, sample)?;
+        Ok(now)
     }
 
     /// How long nothing is to be done in an open loop unless an answer comes.
