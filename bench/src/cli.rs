@@ -13,7 +13,8 @@ use crate::content::Coverage;
 
 pub(crate) use compare::{EchoArgs, FloorArgs, PeersArgs, RoundsArgs};
 pub(crate) use measure::{
-    ChunkArgs, LatencyArgs, LoadArgs, OutputArgs, ReadArgs, ServerArgs, StoreArgs, Switch, TrafficArgs,
+    ChunkArgs, ClientArgs, LatencyArgs, LoadArgs, OutputArgs, ReadArgs, ServerArgs, StoreArgs, Switch,
+    TrafficArgs,
 };
 
 /// Measures maru: a real server, real client processes, every byte checked.
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     Peers(PeersArgs),
     #[command(hide = true)]
     Echo(EchoArgs),
+    #[command(hide = true)]
+    Client(ClientArgs),
     #[command(hide = true)]
     Worker(WorkerArgs),
 }
@@ -170,6 +173,9 @@ mod tests {
     #[test]
     fn workers_are_not_offered_to_people() {
         let help = Cli::try_parse_from(["maru-bench", "--help"]).unwrap_err().to_string();
-        assert!(help.contains("replay") && !help.contains("worker"), "{help}");
+        assert!(
+            help.contains("replay") && !help.contains("worker") && !help.contains("\n  client"),
+            "{help}"
+        );
     }
 }

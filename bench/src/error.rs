@@ -70,6 +70,17 @@ pub(crate) enum BenchError {
         /// What it last said.
         stderr: String,
     },
+    /// Some threads would have nothing to do.
+    #[error(
+        "{threads} client threads have only {connections} connections to share; choose more --connections, or fewer \
+         --processes or --threads"
+    )]
+    TooFewConnections {
+        /// Threads of all processes.
+        threads: u32,
+        /// Connections.
+        connections: u16,
+    },
     /// A worker said why it can't go on.
     #[error("client process {worker}: {message}")]
     Worker {

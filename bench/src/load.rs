@@ -1,17 +1,16 @@
 //! `load`: an open loop at given rates, which shows what users wait, and where the knee is.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
 use crate::cli::LoadArgs;
-use crate::drive::{Bench, Setting, write_files};
+use crate::drive::{Bench, Measured, Setting, write_files};
 use crate::error::BenchError;
-use crate::measure::pace::{Pace, Schedule};
+use crate::measure::pace::Tempo;
 use crate::measure::percentiles::Percentiles;
 use crate::measure::plot::{Curve, Horizontal};
 use crate::measure::recorder::{Sample, nanoseconds};
-use crate::measure::run::{End, Outcome};
+use crate::measure::run::End;
+use crate::traffic::figures::system_calls_text;
 
 /// A rate counts as sustained while so much of it is answered.
 const SUSTAINED: f64 = 0.99;
@@ -38,16 +37,20 @@ struct Rate {
     service_us: Percentiles,
     /// Requests that were due and never sent.
     unsent: u64,
+    /// Made by the server; `null` where it does not count them.
+    system_calls_per_request: Option<f64>,
 }
 
 impl Rate {
-    fn of(rate: f64, outcome: &Outcome) -> Rate {
+    fn of(rate: f64, measured: &Measured) -> Rate {
+        let outcome = &measured.outcome;
         Rate {
             rate,
             per_second: outcome.per_second(),
             latency_us: Percentiles::of(&outcome.sample.latency),
             service_us: Percentiles::of(&outcome.sample.service),
             unsent: outcome.sample.unsent,
+            system_calls_per_request: measured.system_calls,
         }
     }
 
@@ -74,21 +77,20 @@ pub(crate) fn run(args: &LoadArgs) -> Result<(), BenchError> {
     let mut report = Report { setting, rates: Vec::new(), knee: None };
     let mut total = Sample::new();
     for rate in rates {
-        let pace = |start, connection, connections| {
-            Pace::Open(Schedule::share(start, rate, connection, connections))
-        };
-        let outcome = bench.measure(pace, End::After(args.duration), |_: &Sample, _: Duration| {})?;
-        let measured = Rate::of(rate, &outcome);
-        println!("{rate:>12.0}{:>14.0}{}", measured.per_second, measured.latency_us);
-        total += &outcome.sample;
-        report.rates.push(measured);
-        if args.ramp.is_some() && !measured.is_sustained(limit) {
+        let measured = bench.measure(Tempo::Open(rate), End::After(args.duration), |_, _| {})?;
+        total += &measured.outcome.sample;
+        let point = Rate::of(rate, &measured);
+        println!("{rate:>12.0}{:>14.0}{}", point.per_second, point.latency_us);
+        report.rates.push(point);
+        if args.ramp.is_some() && !point.is_sustained(limit) {
             report.knee = Some(rate);
             break;
         }
     }
     bench.close()?;
     println!("latency in µs, from when each request was to be sent");
+    let last = report.rates.last().and_then(|rate| rate.system_calls_per_request);
+    println!("{}{}", system_calls_text(last), if args.ramp.is_some() { " at the last rate" } else { "" });
     match (report.knee, args.ramp) {
         (Some(knee), _) => println!(
             "the knee: {knee:.0}/s is the first rate that is not sustained within {limit:.0} µs at p99"
@@ -114,7 +116,7 @@ mod tests {
 
     fn rate(rate: f64, per_second: f64, p99: f64) -> Rate {
         let us = Percentiles { mean: 0.0, p50: 0.0, p90: 0.0, p99, p999: 0.0, p9999: 0.0, max: 0.0 };
-        Rate { rate, per_second, latency_us: us, service_us: us, unsent: 0 }
+        Rate { rate, per_second, latency_us: us, service_us: us, unsent: 0, system_calls_per_request: None }
     }
 
     #[test]

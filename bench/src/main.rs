@@ -9,6 +9,7 @@ mod files;
 mod floor;
 mod interrupt;
 mod latency;
+mod lines;
 mod load;
 mod machine;
 mod measure;
@@ -19,6 +20,7 @@ mod replay;
 mod server_process;
 mod target;
 mod traffic;
+mod worker_process;
 mod workload;
 
 use std::io::{self, IsTerminal};
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Floor(args) => floor::run(args),
         Command::Peers(args) => peers::run(args),
         Command::Echo(args) => floor::echo(args),
+        Command::Client(args) => return drive::work(args),
         Command::Worker(args) => return replay::work(args),
     };
     match outcome {

@@ -392,12 +392,14 @@ wire_enum! {
         InstancesExpired = 22, "instances_expired";
         /// Pages that owners took back.
         ReclaimedPages = 23, "reclaimed_pages";
+        /// System calls of the thread that drives connections; absent where the driver does not count them.
+        SystemCalls = 24, "system_calls";
         /// Entries evicted; detail is the wire value of an [`EvictionReason`].
-        Evictions = 24, "evictions";
+        Evictions = 25, "evictions";
         /// Pins by name that ran out.
-        PinsExpired = 25, "pins_expired";
+        PinsExpired = 26, "pins_expired";
         /// Seconds for which the oldest pin has been held.
-        OldestPinS = 26, "oldest_pin_s";
+        OldestPinS = 27, "oldest_pin_s";
     }
 }
 

@@ -1,14 +1,30 @@
 //! What the service counts beside the state: frames, records, hits, refusals.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use maru_proto::{FrameStatus, Opcode, StatKind, StatRecord};
 
 use crate::service::stat;
+
+/// System calls, counted by what drives the connections; clones are the same counter.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SystemCalls(Rc<Cell<u64>>);
+
+impl SystemCalls {
+    /// So many more were made.
+    pub(crate) fn add(&self, calls: u64) {
+        self.0.set(self.0.get() + calls);
+    }
+}
 
 /// Plain counters: one thread serves, so nothing is shared.
 #[derive(Debug)]
 pub(crate) struct Counters {
     /// Connections ever accepted.
     pub(crate) connections_accepted: u64,
+    /// Those of what drives the connections, where that counts them.
+    pub(crate) system_calls: Option<SystemCalls>,
     frames: [u64; 256],
     records: [u64; 256],
     refused: [u64; FrameStatus::ALL.len()],
@@ -20,6 +36,7 @@ impl Default for Counters {
     fn default() -> Counters {
         Counters {
             connections_accepted: 0,
+            system_calls: None,
             frames: [0; 256],
             records: [0; 256],
             refused: [0; FrameStatus::ALL.len()],
@@ -66,6 +83,8 @@ impl Counters {
             stat(StatKind::Misses, 0, self.misses),
             stat(StatKind::ConnectionsAccepted, 0, self.connections_accepted),
         ];
-        plain.into_iter().chain(served).chain(refused)
+        let system_calls = self.system_calls.as_ref();
+        let system_calls = system_calls.map(|calls| stat(StatKind::SystemCalls, 0, calls.0.get()));
+        plain.into_iter().chain(system_calls).chain(served).chain(refused)
     }
 }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use zerocopy::FromZeros;
 use zerocopy::little_endian::U64;
 
-use crate::counters::Counters;
+use crate::counters::{Counters, SystemCalls};
 use crate::output::Output;
 use crate::state::{
     AllocError, DeleteError, Digest, Figures, InstanceNumber, Limits, Location, PinError, PinKind, PoolId,
@@ -170,6 +170,11 @@ impl Service {
     /// Counts a connection that was accepted.
     pub fn connection_accepted(&mut self) {
         self.counters.connections_accepted += 1;
+    }
+
+    /// Reports the system calls that what drives the connections counts.
+    pub(crate) fn count_system_calls(&mut self, calls: SystemCalls) {
+        self.counters.system_calls = Some(calls);
     }
 
     /// Takes no new work from here on; what is asked for is answered SHUTTING_DOWN.

@@ -14,10 +14,6 @@ use super::ServerArgs;
 pub(crate) struct FloorArgs {
     #[command(flatten)]
     pub(crate) rounds: RoundsArgs,
-
-    /// Measure only the rows whose name contains this.
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    pub(crate) only: String,
 }
 
 /// Measure the server against Redis and memcached, as far as they are installed, by the same driver.
@@ -38,6 +34,14 @@ pub(crate) struct RoundsArgs {
     #[arg(long)]
     pub(crate) quick: bool,
 
+    /// Measure only the rows whose name contains this.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) only: String,
+
+    /// Client threads that share the connections of the rows with many.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub(crate) threads: u16,
+
     /// The server that is started, and where both sides run.
     #[command(flatten)]
     pub(crate) server: ServerArgs,
@@ -48,6 +52,12 @@ pub(crate) struct RoundsArgs {
 }
 
 impl RoundsArgs {
+    /// Who drives the connections, for a title.
+    pub(crate) fn describe_threads(&self) -> String {
+        let (count, s) = (self.threads, if self.threads == 1 { "" } else { "s" });
+        format!("many connections driven by {count} thread{s}")
+    }
+
     /// Rounds of each row.
     pub(crate) fn rounds(&self) -> usize {
         if self.quick { 2 } else { self.rounds.into() }

@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 
 use super::chunk_size;
+use crate::error::BenchError;
 use crate::placement::Cpus;
 use crate::traffic::distribution::Distribution;
 use crate::traffic::mix::Mix;
@@ -100,13 +101,74 @@ pub(crate) struct TrafficArgs {
     #[arg(long, value_name = "DISTRIBUTION", default_value = "uniform")]
     pub(crate) distribution: Distribution,
 
-    /// Connections, each an instance with a thread of its own.
+    /// Connections, each an instance of its own.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) connections: u16,
+
+    /// Client processes that share the connections and measure over the same time; 1 is this process itself.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) processes: u16,
+
+    /// Threads of each process that share its connections [default: one for each connection].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) threads: Option<u16>,
 
     /// How long requests are made before they count.
     #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = humantime::parse_duration)]
     pub(crate) warm_up: Duration,
+}
+
+impl TrafficArgs {
+    /// Makes sure that every thread has a connection.
+    ///
+    /// # Errors
+    /// [`BenchError`] where one has none.
+    pub(crate) fn check(&self) -> Result<(), BenchError> {
+        let threads = u32::from(self.processes) * u32::from(self.threads.unwrap_or(1));
+        if threads <= u32::from(self.connections) {
+            return Ok(());
+        }
+        Err(BenchError::TooFewConnections { threads, connections: self.connections })
+    }
+
+    /// Threads of each process, at most.
+    pub(crate) fn threads(&self) -> u16 {
+        self.threads.unwrap_or_else(|| self.connections.div_ceil(self.processes))
+    }
+
+    /// The options as on a command line.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let options = [
+            ("--op", self.op.to_string()),
+            ("--batch", self.batch.to_string()),
+            ("--keys", self.keys.to_string()),
+            ("--distribution", self.distribution.to_string()),
+            ("--connections", self.connections.to_string()),
+            ("--processes", self.processes.to_string()),
+            ("--threads", self.threads().to_string()),
+            ("--warm-up", humantime::format_duration(self.warm_up).to_string()),
+        ];
+        options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
+    }
+}
+
+/// One client process of a measurement; started by it, not by people.
+#[derive(Debug, Args)]
+pub(crate) struct ClientArgs {
+    /// The server's socket.
+    #[arg(long)]
+    pub(crate) socket: PathBuf,
+
+    /// Its number, from 0 up.
+    #[arg(long)]
+    pub(crate) process: u16,
+
+    /// Requests of each connection that may be in flight.
+    #[arg(long)]
+    pub(crate) pipeline: u16,
+
+    #[command(flatten)]
+    pub(crate) traffic: TrafficArgs,
 }
 
 /// Where results go besides the table.
@@ -284,7 +346,50 @@ pub(crate) struct ReadArgs {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Options {
+        #[command(flatten)]
+        traffic: TrafficArgs,
+    }
+
+    fn traffic(arguments: &[&str]) -> TrafficArgs {
+        Options::parse_from([&["maru-bench"], arguments].concat()).traffic
+    }
+
+    #[test]
+    fn a_client_process_is_told_all_that_was_asked_for() {
+        let asked = traffic(&[
+            "--op",
+            "mix:exists=80,acquire=20",
+            "--batch",
+            "8",
+            "--keys",
+            "100",
+            "--distribution",
+            "zipf:0.8",
+            "--connections",
+            "5",
+            "--processes",
+            "2",
+            "--warm-up",
+            "1s 500ms",
+        ]);
+        let arguments = asked.arguments();
+        let told = traffic(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(format!("{told:?}"), format!("{:?}", TrafficArgs { threads: Some(3), ..asked }));
+    }
+
+    #[test]
+    fn every_thread_has_a_connection() {
+        assert!(traffic(&["--connections", "4", "--processes", "2", "--threads", "2"]).check().is_ok());
+        let error = traffic(&["--connections", "3", "--processes", "2", "--threads", "2"]).check();
+        assert!(error.unwrap_err().to_string().contains("--connections"));
+        assert_eq!(traffic(&["--connections", "3", "--processes", "2"]).threads(), 2);
+    }
 
     #[test]
     fn a_ramp_ends_with_its_end() {

@@ -23,6 +23,8 @@ struct Report {
     machine: Machine,
     server: String,
     rounds: usize,
+    /// Client threads that share the connections of rows with many.
+    threads: u16,
     rows: Vec<Row>,
     original: Vec<Original>,
 }
@@ -57,13 +59,15 @@ pub(crate) fn run(args: &FloorArgs) -> Result<(), BenchError> {
         machine: Machine::this(),
         server: args.rounds.server.describe(),
         rounds,
+        threads: args.rounds.threads,
         rows: Vec::new(),
         original: Vec::new(),
     };
     println!("floor: ours beside the least that it could take, medians of {rounds} rounds");
-    println!("{}\n{}\n\n{}", report.server, report.machine, Row::head());
+    println!("{}, {}", report.server, args.rounds.describe_threads());
+    println!("{}\n\n{}", report.machine, Row::head());
     for path in rows::paths() {
-        if !path.names.iter().any(|name| name.contains(&args.only)) {
+        if !path.names.iter().any(|name| name.contains(&args.rounds.only)) {
             continue;
         }
         let mut pairs = vec![Vec::new(); path.names.len()];
@@ -89,6 +93,7 @@ pub(crate) fn run(args: &FloorArgs) -> Result<(), BenchError> {
             report.rows.push(row);
         }
     }
+    println!("{}", Row::FOOT);
     for (path, original_us) in ORIGINAL {
         let ours = report.rows.iter().find(|row| row.path() == path).map(Row::ours);
         report.original.extend(ours.map(|ours_us| Original { path, ours_us, original_us }));

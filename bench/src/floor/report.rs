@@ -32,6 +32,15 @@ impl Goal {
 pub(crate) struct Pair {
     pub(crate) floor: f64,
     pub(crate) ours: f64,
+    /// That our server made for a request, where it counts them and the row is about requests.
+    pub(crate) system_calls: Option<f64>,
+}
+
+impl Pair {
+    /// Of what is no request.
+    pub(crate) const fn new(floor: f64, ours: f64) -> Pair {
+        Pair { floor, ours, system_calls: None }
+    }
 }
 
 /// One row of the table.
@@ -46,6 +55,8 @@ pub(crate) struct Row {
     ratio_max: f64,
     goal: String,
     holds: bool,
+    /// Made by our server, the median; `null` where it does not count them or the row is not about requests.
+    system_calls_per_request: Option<f64>,
 }
 
 impl Row {
@@ -53,6 +64,7 @@ impl Row {
     pub(crate) fn of(path: &str, unit: &'static str, goal: Goal, rounds: &[Pair]) -> Row {
         let ratios = sorted(rounds.iter().map(|pair| pair.ours / pair.floor));
         let ratio = median(&ratios);
+        let calls = sorted(rounds.iter().filter_map(|pair| pair.system_calls));
         Row {
             path: path.to_owned(),
             unit,
@@ -63,6 +75,7 @@ impl Row {
             ratio_max: ratios[ratios.len() - 1],
             goal: goal.text(),
             holds: goal.holds(ratio),
+            system_calls_per_request: (!calls.is_empty()).then(|| median(&calls)),
         }
     }
 
@@ -82,20 +95,25 @@ impl Row {
         Row::of(path, unit, goal, rounds)
     }
 
+    /// What to know of the printed rows.
+    pub(crate) const FOOT: &str = "calls/req: system calls that our server made for a request; -: not counted by this \
+                                   driver, or a row that is not about requests";
+
     /// The head of the printed rows.
     pub(crate) fn head() -> String {
         format!(
-            "{:<60}{:>5}{:>12}{:>12}{:>8}{:>8}{:>8}  {:<9}",
-            "path", "unit", "ours", "floor", "ratio", "min", "max", "goal"
+            "{:<60}{:>5}{:>12}{:>12}{:>8}{:>8}{:>8}  {:<17}{:>9}",
+            "path", "unit", "ours", "floor", "ratio", "min", "max", "goal", "calls/req"
         )
     }
 
     /// The row, printed.
     pub(crate) fn line(&self) -> String {
         let Row { path, unit, ours, floor, ratio, ratio_min, ratio_max, goal, .. } = self;
+        let calls = self.system_calls_per_request.map_or("-".to_owned(), |calls| format!("{calls:.2}"));
         let verdict = if self.holds { "holds" } else { "MISSED" };
         format!(
-            "{path:<60}{unit:>5}{ours:>12.1}{floor:>12.1}{ratio:>8.2}{ratio_min:>8.2}{ratio_max:>8.2}  {goal:<9}{verdict}"
+            "{path:<60}{unit:>5}{ours:>12.1}{floor:>12.1}{ratio:>8.2}{ratio_min:>8.2}{ratio_max:>8.2}  {goal:<9}{verdict:<8}{calls:>9}"
         )
     }
 }
@@ -123,7 +141,7 @@ mod tests {
     #[test]
     fn the_ratio_is_the_median_of_the_rounds_ratios_not_the_ratio_of_medians() {
         // A machine that was slow in one round was slow for both sides.
-        let rounds = [(10.0, 9.0), (100.0, 80.0), (10.0, 12.0)].map(|(floor, ours)| Pair { floor, ours });
+        let rounds = [(10.0, 9.0), (100.0, 80.0), (10.0, 12.0)].map(|(floor, ours)| Pair::new(floor, ours));
         let row = Row::of("p", "µs", Goal::AtMost(1.0), &rounds);
         assert_eq!((row.ratio, row.ratio_min, row.ratio_max, row.holds), (0.9, 0.8, 1.2, true));
         assert_eq!((row.ours, row.floor), (12.0, 10.0));
@@ -131,7 +149,7 @@ mod tests {
 
     #[test]
     fn rates_should_be_high_and_times_low() {
-        let pair = [Pair { floor: 10.0, ours: 9.0 }];
+        let pair = [Pair::new(10.0, 9.0)];
         assert!(!Row::of("p", "k/s", Goal::AtLeast(1.0), &pair).holds);
         assert!(Row::of("p", "k/s", Goal::AtLeast(0.9), &pair).holds);
         assert!(Row::of("p", "µs", Goal::AtMost(0.9), &pair).holds);

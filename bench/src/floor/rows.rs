@@ -13,12 +13,13 @@ use crate::cli::{RoundsArgs, ServerArgs};
 use crate::data::checksum;
 use crate::error::BenchError;
 use crate::measure::channel::Channel;
-use crate::measure::multiplex;
+use crate::measure::connection::Connection;
 use crate::measure::pace::Pace;
-use crate::measure::run::{End, Plan, Protocol, Worker, run};
+use crate::measure::run::{End, Outcome, Plan, Protocol, run};
 use crate::mix::mix;
 use crate::target::{Needs, Target};
 use crate::traffic::distribution::Distribution;
+use crate::traffic::figures::Figures;
 use crate::traffic::maru::{Shape, Traffic};
 use crate::traffic::stock::Population;
 
@@ -114,31 +115,32 @@ pub(crate) struct Side {
     pub(crate) connections: usize,
     /// Requests of each that are in flight.
     pub(crate) in_flight: usize,
+    /// Threads that share the connections.
+    pub(crate) threads: usize,
     /// How long to measure.
     pub(crate) duration: Duration,
 }
 
-/// Requests a second, and their latencies, by the loops that drive all peers. Many connections share one thread: with one
+/// Requests a second, and their latencies, by the loops that drive all peers. Many connections share few threads: with one
 /// for each it would be the client's scheduling that is measured.
 pub(crate) fn requests_per_second<P: Protocol>(
     side: Side,
     mut connect: impl FnMut(usize) -> Result<(Channel, P), BenchError>,
-) -> Result<crate::measure::run::Outcome, BenchError> {
-    let workers = (0..side.connections).map(|number| {
+) -> Result<Outcome, BenchError> {
+    let connections = (0..side.connections).map(|number| {
         let (channel, protocol) = connect(number)?;
-        Ok(Worker { channel, protocol, pace: Pace::Closed })
+        Ok(Connection::new(channel, protocol, Pace::Closed))
     });
-    let workers = workers.collect::<Result<Vec<_>, BenchError>>()?;
-    if side.connections > 1 && side.in_flight == 1 {
-        return multiplex::run(workers, side.duration / 5, side.duration);
-    }
+    let connections = connections.collect::<Result<Vec<_>, BenchError>>()?;
     let plan = Plan {
+        start: Instant::now(),
         warm_up: side.duration / 5,
         end: End::After(side.duration),
         in_flight: side.in_flight,
+        threads: side.threads,
         interval: Duration::from_secs(1),
     };
-    run(workers, &plan, |_, _| {})
+    run(connections, &plan, |_| Ok(()))
 }
 
 fn target(args: &ServerArgs, pool: u64, mount: bool) -> Result<Target, BenchError> {
@@ -169,22 +171,24 @@ fn digests(count: usize) -> Vec<KeyDigest> {
 
 fn exists_blocking(args: &RoundsArgs) -> Result<Measure, Skip> {
     let (target, echo) = (target(&args.server, 16 << 20, false)?, EchoServer::start(&args.server)?);
-    let handler = handler(&target, 4096, 8 << 20)?;
+    let (handler, mut figures) = (handler(&target, 4096, 8 << 20)?, Figures::connect(target.socket())?);
     let keys = digests(1000);
     let mut floor = echo.connect(Header::SIZE + DIGEST, Header::SIZE + 8)?;
     let count = args.scale(20_000, 2_000);
     Ok(Box::new(move || {
         let floor = times(count, || floor.exchange())?;
         let mut keys = keys.iter().cycle();
-        let ours = times(count, || {
-            handler.exists(keys.next().expect("a cycle has no end"))?;
-            Ok(())
+        let (ours, system_calls) = figures.during(|| {
+            times(count, || {
+                handler.exists(keys.next().expect("a cycle has no end"))?;
+                Ok(())
+            })
         })?;
         let p99 = count * 99 / 100;
-        let p50 = Pair { floor: median(&floor), ours: median(&ours) };
+        let pair = |floor, ours| Pair { floor, ours, system_calls };
         // Mentioned last, so dropped last: clients end before their servers.
         let _ = (&target, &echo);
-        Ok(vec![p50, Pair { floor: floor[p99], ours: ours[p99] }])
+        Ok(vec![pair(median(&floor), median(&ours)), pair(floor[p99], ours[p99])])
     }))
 }
 
@@ -196,27 +200,31 @@ fn shape(mix: &str, in_flight: usize) -> Shape {
 fn exists_pipelined(args: &RoundsArgs) -> Result<Measure, Skip> {
     let (target, echo) = (target(&args.server, 512 << 20, false)?, EchoServer::start(&args.server)?);
     let population = Population::new(target.socket(), 100_000)?;
-    let side = Side { connections: 1, in_flight: 64, duration: duration(args) };
+    let mut figures = Figures::connect(target.socket())?;
+    let side = Side { connections: 1, in_flight: 64, threads: 1, duration: duration(args) };
     Ok(Box::new(move || {
         let floor = requests_per_second(side, |_| echo.traffic(Header::SIZE + DIGEST, Header::SIZE + 8))?;
         let shape = shape("exists", side.in_flight);
-        let ours =
-            requests_per_second(side, |n| Traffic::connect(target.socket(), population.keys(), &shape, n))?;
-        Ok(vec![Pair { floor: floor.per_second() / 1e3, ours: ours.per_second() / 1e3 }])
+        let (ours, system_calls) = figures.during(|| {
+            requests_per_second(side, |n| Traffic::connect(target.socket(), population.keys(), &shape, n))
+        })?;
+        Ok(vec![Pair { floor: floor.per_second() / 1e3, ours: ours.per_second() / 1e3, system_calls }])
     }))
 }
 
 fn exists_many(args: &RoundsArgs) -> Result<Measure, Skip> {
     let target = target(&args.server, 512 << 20, false)?;
     let population = Population::new(target.socket(), 100_000)?;
-    let side = Side { connections: 32, in_flight: 1, duration: duration(args) };
+    let mut figures = Figures::connect(target.socket())?;
+    let side = Side { connections: 32, in_flight: 1, threads: args.threads.into(), duration: duration(args) };
     Ok(Box::new(move || {
         let rate = |mix| {
             let shape = shape(mix, 1);
             requests_per_second(side, |n| Traffic::connect(target.socket(), population.keys(), &shape, n))
         };
-        let (floor, ours) = (rate("heartbeat")?, rate("exists")?);
-        Ok(vec![Pair { floor: floor.per_second() / 1e3, ours: ours.per_second() / 1e3 }])
+        let floor = rate("heartbeat")?;
+        let (ours, system_calls) = figures.during(|| rate("exists"))?;
+        Ok(vec![Pair { floor: floor.per_second() / 1e3, ours: ours.per_second() / 1e3, system_calls }])
     }))
 }
 
@@ -237,7 +245,7 @@ fn pages(handler: &MaruHandler, count: usize) -> Result<Vec<PageMut>, BenchError
 
 fn acquire(args: &RoundsArgs) -> Result<Measure, Skip> {
     let (target, echo) = (target(&args.server, 512 << 20, false)?, EchoServer::start(&args.server)?);
-    let handler = handler(&target, 4096, 500 << 20)?;
+    let (handler, mut figures) = (handler(&target, 4096, 500 << 20)?, Figures::connect(target.socket())?);
     let keys = digests(100_000);
     let mut directory = Directory::new(100_000);
     fill(&handler, &keys)?;
@@ -253,20 +261,23 @@ fn acquire(args: &RoundsArgs) -> Result<Measure, Skip> {
             directory.pin_and_unpin(batches.next().expect("a cycle has no end"));
             Ok(())
         })?;
-        let ours = times(count, || {
-            let prefix = handler.acquire(batches.next().expect("a cycle has no end"))?;
-            assert_eq!(prefix.len(), BATCH);
-            Ok(())
+        let (ours, system_calls) = figures.during(|| {
+            times(count, || {
+                let prefix = handler.acquire(batches.next().expect("a cycle has no end"))?;
+                assert_eq!(prefix.len(), BATCH);
+                Ok(())
+            })
         })?;
         // Mentioned last, so dropped last: clients end before their servers.
         let _ = (&target, &echo);
-        Ok(vec![Pair { floor: median(&round_trip) + median(&in_process), ours: median(&ours) }])
+        let floor = median(&round_trip) + median(&in_process);
+        Ok(vec![Pair { floor, ours: median(&ours), system_calls }])
     }))
 }
 
 fn register(args: &RoundsArgs) -> Result<Measure, Skip> {
     let (target, echo) = (target(&args.server, 512 << 20, false)?, EchoServer::start(&args.server)?);
-    let handler = handler(&target, 4096, 500 << 20)?;
+    let (handler, mut figures) = (handler(&target, 4096, 500 << 20)?, Figures::connect(target.socket())?);
     let keys = digests(100_000);
     let mut directory = Directory::new(100_000);
     let mut floor = echo.connect(Header::SIZE + BATCH * REGISTRATION, Header::SIZE + BATCH)?;
@@ -281,18 +292,22 @@ fn register(args: &RoundsArgs) -> Result<Measure, Skip> {
         })?;
         batches().for_each(|batch| directory.delete(batch));
 
-        let mut ours = Vec::new();
-        for batch in batches() {
-            let pages = pages(&handler, BATCH)?;
-            let began = Instant::now();
-            handler.batch_store(batch, pages)?;
-            ours.push(began.elapsed().as_secs_f64() * 1e6);
-        }
+        let (mut ours, system_calls) = figures.during(|| {
+            let mut ours = Vec::new();
+            for batch in batches() {
+                let pages = pages(&handler, BATCH)?;
+                let began = Instant::now();
+                handler.batch_store(batch, pages)?;
+                ours.push(began.elapsed().as_secs_f64() * 1e6);
+            }
+            Ok(ours)
+        })?;
         ours.sort_by(f64::total_cmp);
         handler.batch_delete(&keys)?;
         // Mentioned last, so dropped last: clients end before their servers.
         let _ = (&target, &echo);
-        Ok(vec![Pair { floor: median(&round_trip) + median(&in_process), ours: median(&ours) }])
+        let floor = median(&round_trip) + median(&in_process);
+        Ok(vec![Pair { floor, ours: median(&ours), system_calls }])
     }))
 }
 
@@ -318,7 +333,7 @@ fn store(args: &RoundsArgs) -> Result<Measure, Skip> {
     let bytes = chunks * CHUNK;
     let (target, echo) =
         (target(&args.server, (bytes + bytes) as u64, false)?, EchoServer::start(&args.server)?);
-    let handler = handler(&target, CHUNK, bytes as u64)?;
+    let (handler, mut figures) = (handler(&target, CHUNK, bytes as u64)?, Figures::connect(target.socket())?);
     let memory = own_memory(&target, bytes)?;
     let mut echo_client = echo.connect(Header::SIZE + REGISTRATION, Header::SIZE + 8)?;
     let source = vec![7; CHUNK];
@@ -341,16 +356,18 @@ fn store(args: &RoundsArgs) -> Result<Measure, Skip> {
         let plain = median(&copy(<[u8]>::copy_from_slice)?);
         let nontemporal = median(&copy(maru_client::copy_nontemporal)?);
         let mut keys_left = keys.iter();
-        let ours = times(chunks, || {
-            let mut page = handler.alloc(CHUNK)?;
-            page.copy_from_slice(&source);
-            handler.store(keys_left.next().expect("there are as many keys as times"), page)?;
-            Ok(())
+        let (ours, system_calls) = figures.during(|| {
+            times(chunks, || {
+                let mut page = handler.alloc(CHUNK)?;
+                page.copy_from_slice(&source);
+                handler.store(keys_left.next().expect("there are as many keys as times"), page)?;
+                Ok(())
+            })
         })?;
         handler.batch_delete(&keys)?;
         // Mentioned last, so dropped last: clients end before their servers.
         let _ = (&target, &echo);
-        Ok(vec![Pair { floor: plain.min(nontemporal) + round_trip, ours: median(&ours) }])
+        Ok(vec![Pair { floor: plain.min(nontemporal) + round_trip, ours: median(&ours), system_calls }])
     }))
 }
 
@@ -360,6 +377,7 @@ fn read(args: &RoundsArgs) -> Result<Measure, Skip> {
     let (target, echo) =
         (target(&args.server, (bytes + bytes) as u64, false)?, EchoServer::start(&args.server)?);
     let (writer, reader) = (handler(&target, CHUNK, bytes as u64)?, handler(&target, CHUNK, bytes as u64)?);
+    let mut figures = Figures::connect(target.socket())?;
     let memory = own_memory(&target, bytes)?;
     let mut echo_client = echo.connect(Header::SIZE + DIGEST, Header::SIZE + LOCATION)?;
     let source = vec![7; CHUNK];
@@ -393,10 +411,10 @@ fn read(args: &RoundsArgs) -> Result<Measure, Skip> {
             offset += CHUNK;
             Ok(())
         })?;
-        let ours = read_all(chunks)?;
+        let (ours, system_calls) = figures.during(|| read_all(chunks))?;
         // Mentioned last, so dropped last: clients end before their servers.
-        let _ = (&target, &echo, &writer);
-        Ok(vec![Pair { floor: median(&own) + round_trip, ours: median(&ours) }])
+        let _ = (&writer, &target, &echo);
+        Ok(vec![Pair { floor: median(&own) + round_trip, ours: median(&ours), system_calls }])
     }))
 }
 
@@ -430,7 +448,7 @@ fn map(args: &RoundsArgs, mount: bool) -> Result<Measure, Skip> {
         let ours = began.elapsed().as_secs_f64() * 1e3;
         drop(page);
         handler.close();
-        Ok(vec![Pair { floor, ours }])
+        Ok(vec![Pair::new(floor, ours)])
     }))
 }
 
@@ -441,6 +459,6 @@ fn directory(args: &RoundsArgs) -> Result<Measure, Skip> {
         let grown = [grow(entries)?, grow(entries)?, grow(entries)?];
         let bytes = grown[0].0;
         let worst = grown.map(|(_, worst)| worst).into_iter().min().unwrap_or_default().as_secs_f64() * 1e6;
-        Ok(vec![Pair { floor: 80.0, ours: bytes }, Pair { floor: 1000.0, ours: worst }])
+        Ok(vec![Pair::new(80.0, bytes), Pair::new(1000.0, worst)])
     }))
 }

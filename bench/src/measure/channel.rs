@@ -16,7 +16,7 @@ use crate::error::BenchError;
 const READ: usize = 256 << 10;
 
 /// How long an answer may take before the peer is taken for dead.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long [`Channel::exchange`] waits for bytes to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,21 +89,16 @@ impl Channel {
         self.receive(flags)
     }
 
-    /// Sends what is to be sent and reads nothing: for requests that a socket takes at once.
-    ///
-    /// # Errors
-    /// What the socket says, also when it takes no more.
-    pub(crate) fn flush(&mut self) -> io::Result<()> {
-        if self.send()? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
-    }
-
     /// The socket, to be watched.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
 
-    /// Whether all is sent.
-    fn send(&mut self) -> io::Result<bool> {
+    /// Sends what is to be sent, as far as the socket takes it, and reads nothing; whether all is sent.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub(crate) fn send(&mut self) -> io::Result<bool> {
         if self.out.is_empty() {
             return Ok(true);
         }

@@ -8,8 +8,8 @@ use super::recorder::Times;
 /// Rows for each halving of the distance to 100 %.
 const TICKS_PER_HALF_DISTANCE: u32 = 5;
 
-/// The distribution in microseconds.
-pub(crate) fn text(times: &Times) -> String {
+/// The distribution in microseconds, and a line on what it is of, which plotters skip.
+pub(crate) fn text(title: &str, times: &Times) -> String {
     let mut text =
         format!("{:>12} {:>14} {:>10} {:>14}\n\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)");
     let mut count = 0;
@@ -30,7 +30,7 @@ pub(crate) fn text(times: &Times) -> String {
     let (max, total) = (microseconds(times.max()), times.len());
     let _ = writeln!(text, "#[Max     = {max:>12.3}, Total count    = {total:>12}]");
     let (buckets, sub_buckets) = buckets(times);
-    let _ = writeln!(text, "#[Buckets = {buckets:>12}, SubBuckets     = {sub_buckets:>12}]");
+    let _ = writeln!(text, "#[Buckets = {buckets:>12}, SubBuckets     = {sub_buckets:>12}]\n# {title}");
     text
 }
 
@@ -54,7 +54,7 @@ mod tests {
     fn the_rows_ascend_to_all_of_the_values() {
         let mut seen = times();
         (1..=1000).for_each(|n| seen += n * 1000);
-        let text = text(&seen);
+        let text = text("latency of exists", &seen);
         let mut lines = text.lines();
         assert_eq!(
             lines.next().unwrap().split_whitespace().collect::<Vec<_>>(),
@@ -76,10 +76,11 @@ mod tests {
         assert!(tail[0].starts_with("#[Mean    =      500.") && tail[0].contains("StdDeviation"), "{tail:?}");
         assert!(tail[1].ends_with("Total count    =         1000]"), "{tail:?}");
         assert!(tail[2].contains("SubBuckets     =         2048]"), "{tail:?}");
+        assert_eq!(tail[3], "# latency of exists");
     }
 
     #[test]
     fn an_empty_distribution_has_a_head_and_a_tail() {
-        assert!(text(&times()).contains("Total count    =            0]"));
+        assert!(text("", &times()).contains("Total count    =            0]"));
     }
 }

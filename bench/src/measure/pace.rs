@@ -2,6 +2,27 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+/// The times of the requests of all connections together.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(crate) enum Tempo {
+    /// A closed loop.
+    Closed,
+    /// An open loop of so many requests a second.
+    Open(f64),
+}
+
+impl Tempo {
+    /// The part of connection number `connection` of `connections` that begin at `start`.
+    pub(crate) fn pace(self, start: Instant, connection: usize, connections: usize) -> Pace {
+        match self {
+            Tempo::Closed => Pace::Closed,
+            Tempo::Open(rate) => Pace::Open(Schedule::share(start, rate, connection, connections)),
+        }
+    }
+}
+
 /// The times of the requests of one connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Pace {
@@ -50,7 +71,7 @@ pub(crate) struct Schedule {
 impl Schedule {
     /// A request every 1/`rate` s. Of `connections` that share the rate, this is the schedule of number `connection`:
     /// each has its turn.
-    pub(crate) fn share(start: Instant, rate: f64, connection: usize, connections: usize) -> Schedule {
+    fn share(start: Instant, rate: f64, connection: usize, connections: usize) -> Schedule {
         let between = Duration::from_secs_f64(1.0 / rate);
         let first = between.mul_f64(connection as f64);
         Schedule { start: start + first, nanoseconds: 1e9 * connections as f64 / rate, sent: 0 }

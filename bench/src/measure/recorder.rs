@@ -1,10 +1,11 @@
-//! What a worker measures, taken from it interval by interval.
+//! What a thread measures, taken from it interval by interval.
 
 use std::ops::AddAssign;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 /// Nanoseconds by how often they were seen, exact to three digits.
 pub(crate) type Times = Histogram<u64>;
@@ -20,15 +21,17 @@ pub(crate) fn nanoseconds(duration: Duration) -> u64 {
 }
 
 /// What was measured in some time.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Sample {
     /// From when a request was due to its answer.
+    #[serde(with = "super::exact")]
     pub(crate) latency: Times,
     /// From when a request was sent to its answer; empty in a closed loop, where that is the same.
+    #[serde(with = "super::exact")]
     pub(crate) service: Times,
     /// Requests that were due and not sent when the time was over; they are in no histogram of answers.
     pub(crate) unsent: u64,
-    /// What the workers spent on making requests possible rather than on requests.
+    /// What the threads spent on making requests possible rather than on requests.
     pub(crate) paused: Duration,
 }
 
@@ -52,7 +55,7 @@ impl AddAssign<&Sample> for Sample {
     }
 }
 
-/// Where one worker puts what it measures, and the run takes it from.
+/// Where one thread puts what it measures, and the run takes it from.
 #[derive(Debug)]
 pub(crate) struct Recorder(Mutex<Sample>);
 
@@ -61,9 +64,9 @@ impl Recorder {
         Recorder(Mutex::new(Sample::new()))
     }
 
-    /// Lets the worker add to its sample.
-    pub(crate) fn record(&self, add: impl FnOnce(&mut Sample)) {
-        add(&mut self.0.lock().expect("recording does not panic"));
+    /// Lets the thread add to its sample; what that says.
+    pub(crate) fn record<T>(&self, add: impl FnOnce(&mut Sample) -> T) -> T {
+        add(&mut self.0.lock().expect("recording does not panic"))
     }
 
     /// What was measured since this was last called, added to `sum`.

@@ -17,6 +17,7 @@ use crate::measure::percentiles::Percentiles;
 use crate::measure::run::Outcome;
 use crate::target::{Needs, Target};
 use crate::traffic::distribution::Distribution;
+use crate::traffic::figures::Figures;
 use crate::traffic::maru::{Shape, Traffic};
 use crate::traffic::stock::Population;
 use protocol::{Ask, Asking};
@@ -32,6 +33,8 @@ const BATCH: usize = 512;
 struct Report {
     machine: Machine,
     rounds: usize,
+    /// Client threads that share the connections of rows with many.
+    threads: u16,
     rows: Vec<Row>,
     /// Peers that are not installed.
     not_installed: Vec<&'static str>,
@@ -97,23 +100,32 @@ pub(crate) fn run(args: &PeersArgs) -> Result<(), BenchError> {
     }
     let interrupted = interrupt::flag()?;
     let rounds = args.rounds();
-    let mut report = Report { machine: Machine::this(), rounds, rows: Vec::new(), not_installed: Vec::new() };
+    let mut report = Report {
+        machine: Machine::this(),
+        rounds,
+        threads: args.threads,
+        rows: Vec::new(),
+        not_installed: Vec::new(),
+    };
     println!("peers: ours beside each of them (as the floor), medians of {rounds} rounds");
-    println!("{}\n{}\n\n{}", args.server.describe(), report.machine, Row::head());
+    println!("{}, {}", args.server.describe(), args.describe_threads());
+    println!("{}\n\n{}", report.machine, Row::head());
 
     let needs = Needs { pool_size: 512 << 20, max_entries: 1 << 20, mount: false };
     let target = Target::start(&args.server, &needs)?;
     let population = Population::new(target.socket(), KEYS)?;
+    let mut figures = Figures::connect(target.socket())?;
     for peer in Peer::ALL {
         let Some(server) = PeerServer::start(peer, &args.server, KEYS)? else {
             println!("{}: not installed", peer.name());
             report.not_installed.push(peer.name());
             continue;
         };
-        for comparison in &COMPARISONS {
+        for comparison in COMPARISONS.iter().filter(|comparison| comparison.name.contains(&args.only)) {
             let Comparison { batch, connections, in_flight, .. } = *comparison;
             let duration = args.scale(Duration::from_secs(1), Duration::from_millis(50));
-            let side = Side { connections, in_flight, duration };
+            let threads = usize::from(args.threads);
+            let side = Side { connections, in_flight, threads, duration };
             let mix = comparison.operation.parse().expect("the operation exists");
             let shape = Shape { mix, batch, distribution: Distribution::Uniform, in_flight };
             let ask = match comparison.operation {
@@ -125,11 +137,13 @@ pub(crate) fn run(args: &PeersArgs) -> Result<(), BenchError> {
                 let theirs = requests_per_second(side, |number| {
                     Ok((server.connect()?, Asking::new(peer, ask, batch, KEYS, number as u64)))
                 })?;
-                let ours = requests_per_second(side, |number| {
-                    Traffic::connect(target.socket(), population.keys(), &shape, number)
+                let (ours, system_calls) = figures.during(|| {
+                    requests_per_second(side, |number| {
+                        Traffic::connect(target.socket(), population.keys(), &shape, number)
+                    })
                 })?;
                 for (pairs, figure) in pairs.iter_mut().zip(comparison.figures) {
-                    pairs.push(Pair { floor: (figure.of)(&theirs), ours: (figure.of)(&ours) });
+                    pairs.push(Pair { floor: (figure.of)(&theirs), ours: (figure.of)(&ours), system_calls });
                 }
                 if interrupted.load(std::sync::atomic::Ordering::Relaxed) {
                     return Err(BenchError::Interrupted);
@@ -143,6 +157,8 @@ pub(crate) fn run(args: &PeersArgs) -> Result<(), BenchError> {
             }
         }
     }
+    println!("{}", Row::FOOT);
+    drop(figures);
     population.remove()?;
     target.stop()?;
     if let Some(path) = &args.json {

@@ -1,43 +1,31 @@
 //! One client process: acquires, verifies and stores what the parent names.
 
-use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use maru_client::{Address, Config, Error, MaruHandler, PageMut, Prefix, Stored};
 
-use super::protocol::{Answer, Outcome, receive, send};
+use super::protocol::Outcome;
 use crate::cli::{WorkerArgs, coverage};
 use crate::content::{Content, Coverage};
 use crate::error::BenchError;
+use crate::worker_process::{Answer, serve};
 use crate::workload::count;
 
 /// Chunks that are written before they are registered together.
 const BATCH: usize = 64;
 
-/// Serves the parent over stdin and stdout until it closes them. Failures go to the parent, which shows them.
+/// Serves the parent until it wants no more.
 pub(crate) fn run(args: &WorkerArgs) -> ExitCode {
-    let mut answers = io::stdout().lock();
-    match serve(args, &mut io::stdin().lock(), &mut answers) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Without a parent there is nobody left to tell.
-            let _ = send(&mut answers, &Answer::Failed(error.to_string()));
-            ExitCode::FAILURE
+    serve(|parent| {
+        let mut worker = Worker::connect(args)?;
+        parent.tell::<Outcome>(&Answer::Ready)?;
+        while let Some(chunks) = parent.hear::<Vec<u64>>()? {
+            parent.tell(&Answer::Done(worker.replay(&chunks)?))?;
         }
-    }
-}
-
-fn serve(args: &WorkerArgs, requests: &mut impl BufRead, answers: &mut impl Write) -> Result<(), BenchError> {
-    let mut worker = Worker::connect(args)?;
-    let lost = || BenchError::system("talk to the parent process");
-    send(answers, &Answer::Ready).map_err(lost())?;
-    while let Some(chunks) = receive::<Vec<u64>>(requests).map_err(lost())? {
-        let outcome = worker.replay(&chunks)?;
-        send(answers, &Answer::Done(outcome)).map_err(lost())?;
-    }
-    worker.handler.close();
-    Ok(())
+        worker.handler.close();
+        Ok(())
+    })
 }
 
 struct Worker {

@@ -11,6 +11,7 @@ use super::keys::KeySpace;
 use super::mix::{Mix, Operation};
 use super::stock::Stock;
 use super::wire_client::{PEER, WireClient, answer, location_statuses, push, record_statuses};
+use crate::cli::TrafficArgs;
 use crate::error::BenchError;
 use crate::measure::channel::Channel;
 use crate::measure::run::Protocol;
@@ -30,6 +31,16 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
+    /// What the options ask for.
+    pub(crate) fn of(traffic: &TrafficArgs, in_flight: u16) -> Shape {
+        Shape {
+            mix: traffic.op.clone(),
+            batch: traffic.batch as usize,
+            distribution: traffic.distribution,
+            in_flight: in_flight.into(),
+        }
+    }
+
     /// Pages that each connection needs for itself.
     pub(crate) fn stock_pages(&self) -> u64 {
         let pages = STOCK_PAGES.max(2 * self.batch * self.in_flight);

@@ -1,6 +1,7 @@
 //! What is asked of a metadata server: which operations, of which keys, as frames of the wire.
 
 pub(crate) mod distribution;
+pub(crate) mod figures;
 pub(crate) mod keys;
 pub(crate) mod maru;
 pub(crate) mod mix;

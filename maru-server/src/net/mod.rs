@@ -129,10 +129,11 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
     let (socket, unix) = SocketFile::listen(options.socket.as_deref())?;
     let tcp = options.listen.map(Listener::tcp).transpose()?;
 
-    let reactor = reactor(options)?;
+    let mut service = Service::new(service_config(options, &pool, auth));
+    let reactor = reactor(options, &mut service)?;
     let arrivals = reactor.is_some().then(Rc::<Arrivals>::default);
     let shared = Rc::new(Shared {
-        service: RefCell::new(Service::new(service_config(options, &pool, auth))),
+        service: RefCell::new(service),
         pool,
         started: Instant::now(),
         limits: NetLimits {
@@ -183,12 +184,15 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
 }
 
 /// The fast driver, unless the plain one is asked for or all that this kernel can do.
-fn reactor(options: &Options) -> Result<Option<Reactor>, ServerError> {
+fn reactor(options: &Options, service: &mut Service) -> Result<Option<Reactor>, ServerError> {
     if options.driver == Driver::Plain {
         return Ok(None);
     }
     match Reactor::new(options.spin) {
-        Ok(reactor) => Ok(Some(reactor)),
+        Ok(reactor) => {
+            service.count_system_calls(reactor.system_calls());
+            Ok(Some(reactor))
+        }
         Err(error) if options.driver == Driver::Auto => {
             warn!(%error, "the kernel can't run the fast driver (Linux 6.1 or later can); using the plain one");
             Ok(None)

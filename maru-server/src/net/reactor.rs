@@ -22,10 +22,14 @@ use super::connection::{Connection, Pause, Wait};
 use super::doorbell::Doorbell;
 use super::ring::{COMPLETIONS, SUBMISSIONS};
 use super::task;
+use crate::counters::SystemCalls;
 use crate::output::Output;
 
 /// How long the reactor goes on before other tasks of the runtime have a turn.
 const TURN: Duration = Duration::from_micros(200);
+
+/// System calls of the runtime when it waits: it enters its own ring, and asks epoll.
+const CALLS_OF_A_WAIT: u64 = 2;
 
 /// `IORING_RECVSEND_POLL_FIRST`: don't try to receive at once, the peer has not had time to send.
 const POLL_FIRST: u16 = 1;
@@ -52,6 +56,7 @@ pub(super) struct Reactor {
     slots: Slab<Slot>,
     completions: Vec<(u64, i32)>,
     spin: Duration,
+    system_calls: SystemCalls,
 }
 
 struct Slot {
@@ -83,7 +88,19 @@ impl Reactor {
             .setup_taskrun_flag()
             .build(SUBMISSIONS)?;
         let doorbell = Doorbell::new(&mut ring)?;
-        Ok(Reactor { ring, doorbell, slots: Slab::new(), completions: Vec::new(), spin })
+        Ok(Reactor {
+            ring,
+            doorbell,
+            slots: Slab::new(),
+            completions: Vec::new(),
+            spin,
+            system_calls: SystemCalls::default(),
+        })
+    }
+
+    /// System calls that serving takes: entering the ring, sending an answer directly, and the waits of the runtime.
+    pub(super) fn system_calls(&self) -> SystemCalls {
+        self.system_calls.clone()
     }
 
     /// Serves for as long as the server runs.
@@ -92,6 +109,8 @@ impl Reactor {
         let mut active = turn_began;
         // Waiting for the next request by spinning pays only where it comes soon, as the last one did.
         let mut spinning = false;
+        let runtime = tokio::runtime::Handle::current().metrics();
+        let mut waits = runtime.worker_park_count(0);
         loop {
             for connection in arrivals.connections.take() {
                 self.adopt(connection);
@@ -102,6 +121,8 @@ impl Reactor {
                     spinning = now - active <= self.spin;
                     active = now;
                     if now - turn_began > TURN {
+                        // The runtime looks at epoll, without waiting.
+                        self.system_calls.add(1);
                         tokio::task::yield_now().await;
                         turn_began = Instant::now();
                     }
@@ -109,6 +130,10 @@ impl Reactor {
                 Ok(false) if spinning && active.elapsed() < self.spin => std::hint::spin_loop(),
                 Ok(false) => {
                     self.sleep(&arrivals).await;
+                    // Ready at once, the doorbell does not make the runtime wait.
+                    let waited = runtime.worker_park_count(0);
+                    self.system_calls.add((waited - waits) * CALLS_OF_A_WAIT);
+                    waits = waited;
                     turn_began = Instant::now();
                 }
                 Err(error) => {
@@ -161,6 +186,7 @@ impl Reactor {
         if idle {
             return Ok(());
         }
+        self.system_calls.add(1);
         match self.ring.submit() {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::INTR) => Ok(()),
             entered => entered.map(drop),
@@ -269,6 +295,7 @@ impl Reactor {
         }
         let output = mem::take(&mut slot.connection.output);
         if alone {
+            self.system_calls.add(1);
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             match send(slot.connection.link.stream.fd(), output.bytes(), flags) {
                 Ok(sent) if sent == output.len() => {

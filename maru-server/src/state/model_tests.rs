@@ -364,7 +364,7 @@ impl Pair<'_> {
                     };
                     (0..region.pages).filter(is_held).fold(0, |word, page| word | 1u64 << page)
                 });
-                let result = self.state.held_pages(who, id, 0).map(|words| words.sum::<u64>());
+                let result = self.state.held_pages(who, id, 0).map(Iterator::sum::<u64>);
                 self.same("held", &result, &expected);
             }
             Op::Delete { digest: key } => {

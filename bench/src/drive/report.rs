@@ -1,6 +1,6 @@
-//! A server with something in it, and connections that ask for it: what `latency` and `load` share.
+//! What `latency` and `load` print and write beside their figures: the setting, the rows of a run, the files.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -8,88 +8,11 @@ use crate::cli::{OutputArgs, ServerArgs, TrafficArgs};
 use crate::error::BenchError;
 use crate::files::{write, write_json};
 use crate::machine::Machine;
-use crate::measure::pace::Pace;
 use crate::measure::percentiles::Percentiles;
 use crate::measure::plot::{self, Curve, Horizontal, percentile_curve};
 use crate::measure::recorder::Sample;
-use crate::measure::run::{End, Outcome, Plan, Worker, run};
+use crate::measure::run::End;
 use crate::measure::{hgrm, progress};
-use crate::target::{Needs, Target};
-use crate::traffic::maru::{Shape, Traffic};
-use crate::traffic::stock::Population;
-use crate::traffic::wire_client::PAGE;
-
-/// Rows are printed at this interval.
-const INTERVAL: Duration = Duration::from_secs(1);
-/// Pool beyond what keys and stocks take: each region is rounded up.
-const SLACK: u64 = 4 << 20;
-
-/// A server under test, filled with the keys that are asked for.
-pub(crate) struct Bench {
-    target: Target,
-    population: Population,
-    shape: Shape,
-    connections: usize,
-    warm_up: Duration,
-}
-
-impl Bench {
-    /// Opens or starts the server and stores the keys.
-    pub(crate) fn open(
-        traffic: &TrafficArgs,
-        server: &ServerArgs,
-        in_flight: u16,
-    ) -> Result<Bench, BenchError> {
-        let shape = Shape {
-            mix: traffic.op.clone(),
-            batch: traffic.batch as usize,
-            distribution: traffic.distribution,
-            in_flight: in_flight.into(),
-        };
-        let connections = u64::from(traffic.connections);
-        let pages = u64::from(traffic.keys) + connections * shape.stock_pages();
-        let pool_size = pages * PAGE + (connections + 1) * SLACK;
-        let mut target = Target::open(server, &Needs { pool_size, max_entries: pages, mount: false })?;
-        let population =
-            Population::new(target.socket(), traffic.keys).map_err(|error| target.explain(error))?;
-        let connections = traffic.connections.into();
-        Ok(Bench { target, population, shape, connections, warm_up: traffic.warm_up })
-    }
-
-    /// One measurement over connections of its own.
-    pub(crate) fn measure(
-        &mut self,
-        pace: impl Fn(Instant, usize, usize) -> Pace,
-        end: End,
-        progress: impl FnMut(&Sample, Duration),
-    ) -> Result<Outcome, BenchError> {
-        let plan = Plan { warm_up: self.warm_up, end, in_flight: self.shape.in_flight, interval: INTERVAL };
-        let outcome = (|| {
-            let connected = (0..self.connections).map(|number| {
-                Traffic::connect(self.target.socket(), self.population.keys(), &self.shape, number)
-            });
-            let connected = connected.collect::<Result<Vec<_>, _>>()?;
-            let start = Instant::now();
-            let workers = connected.into_iter().enumerate().map(|(number, (channel, protocol))| {
-                let pace = pace(start, number, self.connections);
-                Worker { channel, protocol, pace }
-            });
-            run(workers.collect(), &plan, progress)
-        })();
-        outcome.map_err(|error| self.target.explain(error))
-    }
-
-    /// Keys that an answered request has dealt with.
-    pub(crate) fn keys_per_request(&self) -> usize {
-        self.shape.keys_per_request()
-    }
-
-    /// Leaves the server as it was, or stops it.
-    pub(crate) fn close(self) -> Result<(), BenchError> {
-        self.population.remove()?;
-        self.target.stop()
-    }
-}
 
 /// One second of a run.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -151,6 +74,9 @@ pub(crate) struct Setting {
     distribution: String,
     connections: u16,
     in_flight: u16,
+    processes: u16,
+    /// Of each process.
+    threads: u16,
 }
 
 impl Setting {
@@ -165,14 +91,28 @@ impl Setting {
             distribution: traffic.distribution.to_string(),
             connections: traffic.connections,
             in_flight,
+            processes: traffic.processes,
+            threads: traffic.threads(),
         }
     }
 
     /// In one line, for a title.
     pub(crate) fn line(&self) -> String {
+        let count = |count: u16, one: &str, many: &str| match count {
+            1 => format!("1 {one}"),
+            _ => format!("{count} {many}"),
+        };
+        let connections = count(self.connections, "connection", "connections");
+        let processes = count(self.processes, "process", "processes");
+        let threads = count(self.threads, "thread", "threads");
         format!(
-            "{} of {} among {} keys ({}), {} connections with {} in flight",
-            self.operation, self.batch, self.keys, self.distribution, self.connections, self.in_flight
+            "{} of {} among {} keys ({}), {connections} with {} in flight, driven by {processes} with {threads}{}",
+            self.operation,
+            self.batch,
+            self.keys,
+            self.distribution,
+            self.in_flight,
+            if self.processes == 1 { "" } else { " each" }
         )
     }
 
@@ -194,7 +134,7 @@ pub(crate) fn write_files(
         write_json(path, result)?;
     }
     if let Some(path) = &output.hgrm {
-        write(path, &hgrm::text(&total.latency))?;
+        write(path, &hgrm::text(title, &total.latency))?;
     }
     if let Some(path) = &output.plot {
         let (axis, curves) =
