@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 
 use crate::error::{Error, Result};
@@ -20,6 +20,8 @@ const PERIOD: Duration = Duration::from_millis(2);
 const LINGER: Duration = Duration::from_millis(50);
 /// How long it waits before it tries again to reach a server, at first and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// How often a word is said on an idle connection over TCP.
+const HEARTBEAT_SECONDS: i64 = 5;
 
 const ASLEEP: u8 = 0;
 const AWAKE: u8 = 1;
@@ -61,19 +63,24 @@ impl Bell {
     }
 
     /// Waits until the bell is rung, or the peer of a connection hangs up; `false` when the thread is to end.
+    /// Over TCP a word is said now and then, since a host that is gone does not hang up.
     fn wait(&self, link: Option<&Link>) -> bool {
+        let beat = Timespec { tv_sec: HEARTBEAT_SECONDS, tv_nsec: 0 };
+        let beat = link.is_some_and(Link::is_remote).then_some(&beat);
         while self.state.load(Ordering::SeqCst) == ASLEEP {
             let rung = PollFd::new(&self.rung, PollFlags::IN);
             let mut fds = vec![rung];
             let fd = link.map(Link::fd);
             fds.extend(fd.as_ref().map(|fd| PollFd::new(fd, PollFlags::RDHUP)));
-            let polled = poll(&mut fds, None);
-            if let (Ok(_), Some(link), Some(socket)) = (polled, link, fds.get(1))
-                && !socket.revents().is_empty()
-            {
+            let polled = poll(&mut fds, beat);
+            let (Ok(ready), Some(link), Some(socket)) = (polled, link, fds.get(1)) else { continue };
+            if !socket.revents().is_empty() {
                 tracing::debug!("the server hung up");
                 link.shut();
                 self.ring();
+            } else if ready == 0 {
+                // The kernel ends a connection on which this is not acknowledged, and that is seen here.
+                let _ = link.connection.answer_to(&Heartbeat([]));
             }
         }
         let _ = rustix::io::read(&self.rung, &mut [0u8; 8]);

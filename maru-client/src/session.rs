@@ -150,6 +150,11 @@ impl Link {
         }
     }
 
+    /// Whether the server may be on another host.
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self.terms.config.address, Address::Tcp(_))
+    }
+
     /// The socket that tells by its hang-up that the server is gone.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.connection.fd()

@@ -94,7 +94,7 @@ fn a_hundred_thousand_requests_allocate_nothing() {
             (Opcode::ExistsKv, Flags::NONE, one),
             (Opcode::LookupKv, Flags::NONE, one),
             (Opcode::BatchLookupKv, acquire, &digests),
-            (Opcode::BatchUnpinKv, Flags::NONE, &digests),
+            (Opcode::BatchUnpinKv, Flags::PIN, &digests),
             (Opcode::PinKv, Flags::NONE, one),
             (Opcode::DeleteKv, Flags::NONE, one),
             (Opcode::UnpinKv, Flags::NONE, one),

@@ -102,6 +102,18 @@ impl ServerProcess {
         seen
     }
 
+    /// Bytes of memory that it uses.
+    ///
+    /// # Panics
+    /// When it is dead.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.expect("the server lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it uses memory");
+        let kib = line.trim().trim_end_matches(" kB").parse::<u64>().expect("the kernel counts in kB");
+        kib * 1024
+    }
+
     /// Stops the process where it is, as a machine under load may, until [`ServerProcess::resume`].
     ///
     /// # Panics

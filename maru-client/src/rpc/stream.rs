@@ -9,6 +9,9 @@ use std::time::Duration;
 use crate::config::Address;
 use crate::error::{Error, Result};
 
+/// How long what was sent over TCP may stay unacknowledged before the connection counts as lost.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+
 /// Either kind of socket.
 #[derive(Debug)]
 pub(crate) enum Stream {
@@ -26,6 +29,8 @@ impl Stream {
             Address::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
             Address::Tcp(host) => TcpStream::connect(host).and_then(|stream| {
                 stream.set_nodelay(true)?;
+                let patience = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
+                rustix::net::sockopt::set_tcp_user_timeout(&stream, patience)?;
                 Ok(Stream::Tcp(stream))
             }),
         };

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, UnixListener};
 use tracing::{debug, warn};
 
@@ -19,6 +20,11 @@ use crate::error::ServerError;
 
 /// How long accepting pauses where the system has no descriptor or memory for a connection.
 const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// After how long without a byte a TCP peer is probed, how long it is waited for an answer, and how many may be missing.
+const PROBE_AFTER: Duration = Duration::from_secs(5);
+const PROBE_AGAIN: Duration = Duration::from_secs(3);
+const PROBES: u32 = 3;
 
 /// A socket that accepts.
 pub(super) enum Listener {
@@ -58,10 +64,23 @@ impl Listener {
                 let stream = listener.accept().await?.0.into_std()?;
                 stream.set_nonblocking(false)?;
                 stream.set_nodelay(true)?;
+                notice_dead_peer(&stream)?;
                 Ok(Stream::Tcp(tokio_uring::net::TcpStream::from_std(stream)))
             }
         }
     }
+}
+
+/// Has the kernel end a connection whose peer does not answer any more: its host is gone, or the way to it.
+fn notice_dead_peer(stream: &std::net::TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
+    sockopt::set_tcp_keepintvl(stream, PROBE_AGAIN)?;
+    sockopt::set_tcp_keepcnt(stream, PROBES)?;
+    // Probes do not count while bytes wait to be acknowledged.
+    let patience = PROBE_AFTER + PROBE_AGAIN * PROBES;
+    sockopt::set_tcp_user_timeout(stream, u32::try_from(patience.as_millis()).unwrap_or(u32::MAX))?;
+    Ok(())
 }
 
 /// The socket's file, which goes when this does.
