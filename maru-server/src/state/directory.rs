@@ -291,9 +291,12 @@ impl State {
         pinned
     }
 
-    /// Takes note that a request asked for a digest behind its first miss, where nobody looked whether it is there.
+    /// Takes note that a request asked for a digest behind its first miss, of which it learns nothing.
     pub fn pass_over(&mut self, request: &mut Request, digest: Digest) {
-        self.note_miss(request, digest);
+        match self.directory.find(digest) {
+            Some(slot) => self.touch(request, slot),
+            None => self.note_miss(request, digest),
+        }
         request.chain.advance(digest);
     }
 

@@ -320,6 +320,8 @@ impl Pair<'_> {
                     let expected = self.model.use_of(key);
                     assert_eq!(self.state.lookup(&mut request, digest(key)), expected);
                 }
+                self.model.use_of(first % KEYS);
+                self.state.pass_over(&mut request, digest(first % KEYS));
                 self.state.pass_over(&mut request, digest(KEYS));
             }
             Op::Pin { who, digest: key, named } => {

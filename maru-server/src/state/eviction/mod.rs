@@ -7,13 +7,24 @@ use std::fmt::Debug;
 
 use super::Digest;
 
-mod leaf_lru;
+mod asked;
+mod class;
+mod expected_reuse;
+mod history;
 mod list;
+mod reuse;
+#[cfg(test)]
+mod tests;
 
-pub use leaf_lru::LeafLru;
+pub use expected_reuse::ExpectedReuse;
 
 /// The policy of the server.
-pub type Policy = LeafLru;
+pub type Policy = ExpectedReuse;
+
+/// Bits of a digest that choose a place in a table: others than choose a bucket of the index.
+fn place_of(digest: Digest) -> usize {
+    (digest.0 >> 64 & 0xFFFF_FFFF) as usize
+}
 
 /// Entries that compete with each other: those of one owner. Given by the policy, and free for another owner after
 /// [`EvictionPolicy::close_group`].
