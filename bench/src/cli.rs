@@ -35,6 +35,7 @@ pub(crate) enum Command {
     Read(ReadArgs),
     Floor(FloorArgs),
     Peers(PeersArgs),
+    Policy(PolicyArgs),
     #[command(hide = true)]
     Echo(EchoArgs),
     #[command(hide = true)]
@@ -73,6 +74,24 @@ pub(crate) struct ReplayArgs {
     /// Write and verify only the head, the tail and eight probes of each chunk.
     #[arg(long)]
     pub(crate) sparse: bool,
+
+    /// Write the result to this file as well, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// Replay traces against eviction policies, without a server: what share of the chunks each finds again.
+///
+/// A chunk counts as found where everything before it in its request is found as well.
+#[derive(Debug, Args)]
+pub(crate) struct PolicyArgs {
+    /// JSON lines, as for replay.
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    pub(crate) trace: Vec<PathBuf>,
+
+    /// Chunks that there is room for.
+    #[arg(long, value_name = "N", num_args = 1.., default_values = ["1000", "5000", "20000", "50000"])]
+    pub(crate) capacity: Vec<NonZeroUsize>,
 
     /// Write the result to this file as well, as JSON.
     #[arg(long, value_name = "FILE")]

@@ -16,6 +16,7 @@ mod measure;
 mod mix;
 mod peers;
 mod placement;
+mod policy;
 mod replay;
 mod server_process;
 mod target;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Command::Read(args) => data::read(args),
         Command::Floor(args) => floor::run(args),
         Command::Peers(args) => peers::run(args),
+        Command::Policy(args) => policy::run(args),
         Command::Echo(args) => floor::echo(args),
         Command::Client(args) => return drive::work(args),
         Command::Worker(args) => return replay::work(args),

@@ -630,7 +630,10 @@ impl Service {
         }
         locations[tried..].fill(LocationRecord::without(RecordStatus::Skipped));
         // What is asked for and not there is likely to be stored next, and continues what stands before it.
-        digests[tried..].iter().for_each(|key| self.state.pass_over(&mut request, digest(key)));
+        for (n, key) in digests.iter().enumerate().skip(tried) {
+            self.look_ahead(digests, n, digest);
+            self.state.pass_over(&mut request, digest(key));
+        }
         self.counters.looked_up(hits, tried - hits);
         self.one_frame(frame, digests.len());
         Ok(())

@@ -4,6 +4,7 @@ mod generate;
 mod trace;
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use crate::cli::WorkloadArgs;
 use crate::error::BenchError;
@@ -32,6 +33,14 @@ pub(crate) struct Unbounded {
 }
 
 impl Workload {
+    /// The requests of a whole trace.
+    ///
+    /// # Errors
+    /// Those of [`Workload::load`].
+    pub(crate) fn read(path: &Path) -> Result<Vec<Vec<u64>>, BenchError> {
+        trace::read(path, usize::MAX)
+    }
+
     /// Reads the trace, or makes the requests up.
     ///
     /// # Errors
