@@ -162,6 +162,19 @@ impl Service {
         Service { state, config, counters: Counters::default(), stopping: false }
     }
 
+    /// The state, to be looked at.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Walks the whole state, as [`State::check`] does: for tests, not for service.
+    ///
+    /// # Panics
+    /// When an invariant does not hold, saying which.
+    pub fn check(&mut self) {
+        self.state.check();
+    }
+
     /// Bytes of the largest request body.
     pub fn max_body(&self) -> u32 {
         self.config.max_body
