@@ -110,6 +110,8 @@ pub(super) fn decode_answer<R: Request>(request: &R, frame: &Frame<'_>) -> Resul
             let server = frame.record::<VersionRange>().map_err(ProtocolError::from)?;
             Err(Error::UnsupportedVersion { server: *server })
         }
+        // The session went on elsewhere, by a HELLO that was given up and came after all: this connection is none any more.
+        FrameStatus::HelloRequired if request.opcode() != Opcode::Hello => Err(Error::ConnectionLost),
         status => Err(Error::Refused { operation: request.opcode(), status }),
     }
 }
