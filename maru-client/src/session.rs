@@ -233,7 +233,11 @@ impl Shared {
     /// Compares every page of every own region, and gives back what the server gave and nobody knows of.
     fn compare_pages(&self, link: &Link) -> Result<()> {
         let unsettled = std::mem::take(&mut *lock(&self.unsettled)).into_iter().collect::<HashSet<_>>();
-        let compared = self.own.regions().iter().try_for_each(|region| {
+        // A closed handler has regions that it gave back, or tried to.
+        let returned = lock(&self.returned).clone();
+        let is_own = |region_id: u32| self.own.has(region_id) && !returned.contains(&region_id);
+        let regions = self.own.regions();
+        let compared = regions.iter().filter(|region| is_own(region.id())).try_for_each(|region| {
             self.each_held_word(link, region.id(), 0, region.pages(), |first, word| {
                 self.own.compare(region.id(), first, word, &unsettled);
             })
@@ -248,7 +252,7 @@ impl Shared {
             let regions = link.connection.answer_to(&request)?;
             let Some(last) = regions.last() else { return Ok(()) };
             after = last.region_id.get();
-            for region in regions.iter().filter(|region| !self.own.has(region.region_id.get())) {
+            for region in regions.iter().filter(|region| !is_own(region.region_id.get())) {
                 link.connection.answer_to(&ReturnAlloc::of(region.region_id.get()))?;
             }
         }

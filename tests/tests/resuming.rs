@@ -105,6 +105,32 @@ fn guards_and_pins_by_name_outlive_a_lost_connection_and_are_released_once() {
     wait_until("all are released", || stat(&handler, StatKind::Pins) == 0);
 }
 
+#[test]
+fn a_closed_handler_goes_on_for_its_guards() {
+    let server = ServerProcess::start(&["--grace", "500ms"]);
+    let (closed, other) = (MaruHandler::connect(config(&server).eager(true)).unwrap(), connect(&server));
+    store(&other, "chunk").unwrap();
+    let guard = closed.retrieve("chunk").unwrap().unwrap();
+    // Its own region, in which nothing is stored, is given back here.
+    closed.close();
+    sever(&server.socket());
+    let held = Instant::now();
+    while held.elapsed() < Duration::from_millis(1500) {
+        assert_eq!(other.delete("chunk").unwrap(), Deleted::Pinned);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(is_intact("chunk", &guard));
+    let accepted = stat(&other, StatKind::ConnectionsAccepted);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(
+        stat(&other, StatKind::ConnectionsAccepted),
+        accepted,
+        "it went on once, and not again and again"
+    );
+    drop(guard);
+    wait_until("the pin is released", || other.delete("chunk").unwrap() == Deleted::Deleted);
+}
+
 /// The original kept the pins of a batch that timed out for ever.
 #[test]
 fn pins_that_were_taken_for_a_lost_answer_are_released() {
