@@ -35,8 +35,8 @@ const ASSUMED: f32 = 100.0;
 const ASSUMED_CHANCES: [f32; 2] = [0.3, 0.05];
 /// Asks between two computations of what entries are worth.
 const REFRESH: u32 = 1000;
-/// Spans of all periods after which what was learnt counts half.
-const HALF_LIFE: u32 = 16;
+/// Periods after which what was learnt counts half.
+const HALF_LIFE: u32 = 16 * PERIODS;
 
 /// By class and age.
 type Table<T> = [[T; AGES]; CLASSES];
@@ -56,7 +56,7 @@ pub(super) struct Reuse {
     worth: Box<Table<f32>>,
     /// Asks until the worths are computed anew.
     stale_in: u32,
-    /// Asks until what was learnt is halved.
+    /// Periods until what was learnt is halved.
     halved_in: u32,
 }
 
@@ -73,9 +73,8 @@ impl Reuse {
             gone: [0; CLASSES],
             worth: Box::new([[0.0; AGES]; CLASSES]),
             stale_in: REFRESH,
-            halved_in: 0,
+            halved_in: HALF_LIFE,
         };
-        reuse.halved_in = HALF_LIFE * reuse.span();
         reuse.compute();
         reuse
     }
@@ -111,14 +110,22 @@ impl Reuse {
         self.now = self.now.wrapping_add(1);
         let place = self.place(self.now);
         if self.now.trailing_zeros() >= self.period_log {
-            // A new period takes the place of the oldest.
-            let oldest = std::mem::replace(&mut self.waiting[place], [0; CLASSES]);
-            self.gone.iter_mut().zip(oldest).for_each(|(gone, waiting)| *gone += waiting);
+            self.begin_period(place);
         }
         self.waiting[place][usize::from(class)] += 1;
         self.stale_in = self.stale_in.saturating_sub(1);
-        self.halved_in = self.halved_in.saturating_sub(1);
         self.now
+    }
+
+    /// A new period takes the place of the oldest.
+    fn begin_period(&mut self, place: usize) {
+        let oldest = std::mem::replace(&mut self.waiting[place], [0; CLASSES]);
+        self.gone.iter_mut().zip(oldest).for_each(|(gone, waiting)| *gone += waiting);
+        self.halved_in -= 1;
+        if self.halved_in == 0 {
+            self.halved_in = HALF_LIFE;
+            self.came_back.iter_mut().flatten().chain(&mut self.gone).for_each(|count| *count /= 2);
+        }
     }
 
     /// What an entry of this class is worth that was last asked for then.
@@ -134,10 +141,6 @@ impl Reuse {
         if self.stale_in == 0 {
             self.stale_in = REFRESH;
             self.compute();
-        }
-        if self.halved_in == 0 {
-            self.halved_in = HALF_LIFE * self.span();
-            self.came_back.iter_mut().flatten().chain(&mut self.gone).for_each(|count| *count /= 2);
         }
     }
 
@@ -160,8 +163,9 @@ impl Reuse {
                 chance[classes.clone()].fill(own);
             }
         }
-        for (class, chance) in chance.iter().enumerate() {
-            self.worth[class] = std::array::from_fn(|age| self.best_ratio(chance, age));
+        let lengths = std::array::from_fn(|age| (self.first_age(age + 1) - self.first_age(age)) as f32);
+        for (worth, chance) in self.worth.iter_mut().zip(&chance) {
+            *worth = std::array::from_fn(|age| best_ratio(chance, &lengths, age));
         }
     }
 
@@ -189,19 +193,6 @@ impl Reuse {
             }
         }
         (back, there)
-    }
-
-    /// The best, over all ages to wait for, of the chance to come back by then to the time that passes.
-    fn best_ratio(&self, chance: &[f32; AGES], from: usize) -> f32 {
-        let (mut left, mut back, mut held, mut best) = (1.0f32, 0.0f32, 0.0f32, 0.0f32);
-        for (age, chance) in chance.iter().enumerate().skip(from) {
-            let comes = left * chance;
-            back += comes;
-            held += (self.first_age(age + 1) - self.first_age(age)) as f32 * (left - comes / 2.0);
-            left -= comes;
-            best = best.max(back / held);
-        }
-        best
     }
 
     /// The age at which a bucket begins: 0, then as much as four periods, and four equal steps to each doubling.
@@ -237,6 +228,20 @@ impl Reuse {
     fn place(&self, ask: u32) -> usize {
         ((ask >> self.period_log) % PERIODS) as usize
     }
+}
+
+/// The best, over all ages to wait for, of the chance to come back by then to the time that passes, where `lengths` is how
+/// long each age lasts.
+fn best_ratio(chance: &[f32; AGES], lengths: &[f32; AGES], from: usize) -> f32 {
+    let (mut left, mut back, mut held, mut best) = (1.0f32, 0.0f32, 0.0f32, 0.0f32);
+    for (chance, length) in chance.iter().zip(lengths).skip(from) {
+        let comes = left * chance;
+        back += comes;
+        held += length * (left - comes / 2.0);
+        left -= comes;
+        best = best.max(back / held);
+    }
+    best
 }
 
 /// Adds to each age what its neighbours say, each step away by half as much. The lowest age stays by itself: all that is
@@ -350,8 +355,7 @@ mod tests {
     fn what_was_learnt_long_ago_counts_half() {
         let mut reuse = learnt(1, 32);
         let before = reuse.came_back[0].iter().sum::<u32>();
-        (0..HALF_LIFE * reuse.span()).for_each(|_| _ = reuse.asked(1));
-        reuse.refresh();
+        (0..HALF_LIFE << reuse.period_log).for_each(|_| _ = reuse.asked(1));
         let after = reuse.came_back[0].iter().sum::<u32>();
         assert!(after <= before / 2 && after > before / 2 - 30, "{before} and then {after}");
     }
