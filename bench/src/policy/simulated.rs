@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use maru_server::state::Digest;
-use maru_server::state::eviction::{Chain, Entries, EvictionPolicy, Group, Removal};
+use maru_server::state::eviction::{Chain, Entries, EvictionPolicy, Group};
 
 use super::Cache;
 use crate::mix::mix;
@@ -54,7 +54,7 @@ impl<P: EvictionPolicy> Simulated<P> {
         }
         let group = self.directory.group;
         let slot = self.policy.victim(&mut self.directory, group)?;
-        self.policy.remove(&mut self.directory, slot, Removal::Evicted);
+        self.policy.remove(&mut self.directory, slot);
         let gone = digest(self.directory.slots[slot as usize].chunk);
         self.directory.by_digest.remove(&gone.0);
         self.directory.generations[slot as usize] = 0;

@@ -33,9 +33,9 @@ const DEFAULT_MAX_ENTRIES: u64 = 1 << 24;
 const MIN_PAGE_SIZE: u64 = 4096;
 const MAX_PAGE_SIZE: u64 = 1 << 30;
 
-/// How long connections may take to finish their frames once the server stops.
 /// How often pins by name are looked at that may have run out: at most and at least.
 const PIN_TICKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(30));
+/// How long connections may take to finish their frames once the server stops.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// Runs the server until it is told to stop by SIGTERM, SIGINT or an allowed SHUTDOWN.

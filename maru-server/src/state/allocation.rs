@@ -1,6 +1,6 @@
 //! Allocation: how a region is given to an instance, given back, and its memory released.
 
-use super::eviction::{EvictionPolicy, Removal};
+use super::eviction::EvictionPolicy;
 use super::pages::Pages;
 use super::regions::Region;
 use super::{InstanceNumber, Limits, PoolId, RegionId, RegionInfo, RetiredRegion, State};
@@ -72,7 +72,7 @@ impl State {
         if pool.is_some_and(|pool| !self.pools.contains(pool)) {
             return Err(AllocError::UnknownPool);
         }
-        if self.instances.get_mut(owner).regions.len() >= max_regions_per_instance as usize {
+        if self.instances.get(owner).regions.len() >= max_regions_per_instance as usize {
             return Err(AllocError::TooManyRegions);
         }
         let id = self.regions.next_id().ok_or(AllocError::TooManyRegions)?;
@@ -134,10 +134,7 @@ impl State {
     /// # Errors
     /// [`ReturnError`]; nothing is changed then.
     pub fn return_region(&mut self, caller: InstanceNumber, id: RegionId) -> Result<(), ReturnError> {
-        let region = self.regions.find(id).ok_or(ReturnError::NotFound)?;
-        if region.owner != Some(caller) {
-            return Err(ReturnError::NotOwner);
-        }
+        self.owned_region(caller, id)?;
         self.instances.get_mut(caller).disclaim(id);
         self.disown(id);
         Ok(())
@@ -181,7 +178,7 @@ impl State {
         let Some(count) = count else { return false };
         for orphan in &orphans[..count] {
             for slot in self.regions.entries_of(orphan.id) {
-                let entry = self.remove(slot, Removal::Evicted);
+                let entry = self.remove(slot);
                 // With its last entry the region is retired.
                 self.regions.remove_entry(entry.region, entry.page, entry.length);
                 self.evicted_with_orphan += 1;
@@ -226,11 +223,12 @@ impl State {
         id: RegionId,
         first: u32,
     ) -> Result<impl Iterator<Item = u64>, ReturnError> {
+        Ok(self.owned_region(caller, id)?.pages.held_from(first))
+    }
+
+    fn owned_region(&self, caller: InstanceNumber, id: RegionId) -> Result<&Region, ReturnError> {
         let region = self.regions.find(id).ok_or(ReturnError::NotFound)?;
-        if region.owner != Some(caller) {
-            return Err(ReturnError::NotOwner);
-        }
-        Ok(region.pages.held_from(first))
+        if region.owner == Some(caller) { Ok(region) } else { Err(ReturnError::NotOwner) }
     }
 
     /// Hands up to `want` freed pages back to their owner, each once, through `take`: of one region or of all the
@@ -246,12 +244,9 @@ impl State {
         mut take: impl FnMut(RegionId, u32),
     ) -> Result<(), ReturnError> {
         if let Some(id) = region {
-            let found = self.regions.find(id).ok_or(ReturnError::NotFound)?;
-            if found.owner != Some(caller) {
-                return Err(ReturnError::NotOwner);
-            }
+            self.owned_region(caller, id)?;
         }
-        let owned = &self.instances.get_mut(caller).regions;
+        let owned = &self.instances.get(caller).regions;
         let mut left = want;
         for &id in region.as_ref().map_or(owned.as_slice(), std::slice::from_ref) {
             while left > 0
@@ -267,11 +262,11 @@ impl State {
 
     /// Evicts up to `want` entries of the caller's that nobody has pinned, and hands their pages back through `take`.
     pub fn evict(&mut self, caller: InstanceNumber, want: usize, mut take: impl FnMut(RegionId, u32)) {
-        let group = self.instances.get_mut(caller).group;
+        let group = self.instances.get(caller).group;
         for _ in 0..want {
             let (policy, mut entries) = self.eviction();
             let Some(slot) = policy.victim(&mut entries, group) else { break };
-            let entry = self.remove(slot, Removal::Evicted);
+            let entry = self.remove(slot);
             let region = self.regions.hand_back(entry.region, entry.page, entry.length);
             self.evicted_for_owner += 1;
             self.reclaimed_pages += 1;

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use slab::Slab;
 
 use super::entry::KvEntry;
-use super::eviction::{EvictionPolicy, Removal};
+use super::eviction::EvictionPolicy;
 use super::index::{Index, prefetch};
 use super::pages::Page;
 use super::{Digest, Location, PinKind, RegionId, Request, State};
@@ -362,15 +362,15 @@ impl State {
         if self.directory.at(slot).pin_count > 0 {
             return Err(DeleteError::Pinned);
         }
-        let entry = self.remove(slot, Removal::Deleted);
+        let entry = self.remove(slot);
         self.regions.remove_entry(entry.region, entry.page, entry.length);
         Ok(())
     }
 
     /// Takes an entry without pins out of the directory; its page still names it.
-    pub(super) fn remove(&mut self, slot: u32, removal: Removal) -> KvEntry {
+    pub(super) fn remove(&mut self, slot: u32) -> KvEntry {
         let (policy, mut entries) = self.eviction();
-        policy.remove(&mut entries, slot, removal);
+        policy.remove(&mut entries, slot);
         self.directory.remove(slot)
     }
 

@@ -144,8 +144,8 @@ impl Pools {
         pool: Option<PoolId>,
         freed: &(impl Iterator<Item = (PoolId, u64, u64)> + Clone),
     ) -> bool {
-        let asked = self.ids().zip(&self.0).filter(|(id, _)| pool.is_none_or(|pool| pool == *id));
-        asked.into_iter().any(|(id, pool)| {
+        let mut asked = self.ids().zip(&self.0).filter(|(id, _)| pool.is_none_or(|pool| pool == *id));
+        asked.any(|(id, pool)| {
             let of_pool = freed.clone().filter(|(pool, ..)| *pool == id);
             pool.would_fit(bytes, of_pool.map(|(_, offset, length)| (offset, length)))
         })

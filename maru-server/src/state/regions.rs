@@ -89,6 +89,12 @@ impl Region {
         self.entry_bytes += u64::from(length.get());
     }
 
+    /// The entry of a page is gone; the page still names it.
+    fn lose_entry(&mut self, length: NonZeroU32) {
+        self.entries -= 1;
+        self.entry_bytes -= u64::from(length.get());
+    }
+
     pub(super) fn info(&self) -> RegionInfo {
         RegionInfo {
             id: self.id,
@@ -217,8 +223,7 @@ impl Regions {
     /// The entry of a page is gone.
     pub(super) fn remove_entry(&mut self, slot: u32, page: u32, length: NonZeroU32) {
         let region = self.numbered.at_mut(slot);
-        region.entries -= 1;
-        region.entry_bytes -= u64::from(length.get());
+        region.lose_entry(length);
         if region.owner.is_some() {
             region.pages.free(page);
             self.counts.freed_pages += 1;
@@ -234,8 +239,7 @@ impl Regions {
     /// The entry of a page of an owned region is gone, and the page is the owner's at once.
     pub(super) fn hand_back(&mut self, slot: u32, page: u32, length: NonZeroU32) -> RegionId {
         let region = self.numbered.at_mut(slot);
-        region.entries -= 1;
-        region.entry_bytes -= u64::from(length.get());
+        region.lose_entry(length);
         region.pages.vacate(page);
         region.id
     }
@@ -300,7 +304,7 @@ impl Regions {
     }
 
     /// What is retired or being released: its extents are free soon.
-    pub(super) fn unreleased(&self) -> impl Iterator<Item = &RetiredRegion> {
+    fn unreleased(&self) -> impl Iterator<Item = &RetiredRegion> {
         self.retired.iter().chain(self.releasing.values())
     }
 

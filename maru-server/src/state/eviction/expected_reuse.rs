@@ -16,7 +16,7 @@ use super::class::{CLASSES, class, class_again};
 use super::history::History;
 use super::list::{End, Linked, Links, List, NONE};
 use super::reuse::Reuse;
-use super::{Chain, Digest, Entries, EvictionPolicy, Group, Removal};
+use super::{Chain, Digest, Entries, EvictionPolicy, Group};
 
 /// Where an entry is listed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -252,7 +252,7 @@ impl EvictionPolicy for ExpectedReuse {
         self.unlist(entries, slot);
     }
 
-    fn remove(&mut self, entries: &mut impl Entries<Mark>, slot: u32, _removal: Removal) {
+    fn remove(&mut self, entries: &mut impl Entries<Mark>, slot: u32) {
         self.entries -= 1;
         self.unlist(entries, slot);
         let digest = entries.digest(slot);

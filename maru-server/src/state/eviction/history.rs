@@ -12,11 +12,11 @@ const WAYS: usize = 8;
 /// Records at most.
 const MAX_RECORDS: u32 = 1 << 20;
 
-/// The last ask, the class in its upper half, and in the lower the tag above the class, 0 where there is none.
+/// What is known of a digest; all 0 where there is nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Record {
     last: u32,
-    /// The class in the lowest 5 bits; never 0.
+    /// The class in the lowest 5 bits, and above it bits of the digest that are never all 0.
     tag: u32,
 }
 

@@ -94,15 +94,6 @@ pub trait Entries<Mark> {
     fn holds(&self, slot: u32, generation: u32) -> bool;
 }
 
-/// Why an entry is removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Removal {
-    /// Its page was needed.
-    Evicted,
-    /// Somebody deleted it.
-    Deleted,
-}
-
 /// Chooses victims. Every operation takes constant time, spread over the operations before it, and no memory.
 ///
 /// Requests are told key by key in the order of their keys: a hit by [`touch`](EvictionPolicy::touch), what was asked for
@@ -136,7 +127,7 @@ pub trait EvictionPolicy: Debug {
     fn disown(&mut self, entries: &mut impl Entries<Self::Mark>, slot: u32);
 
     /// An entry is about to be removed.
-    fn remove(&mut self, entries: &mut impl Entries<Self::Mark>, slot: u32, removal: Removal);
+    fn remove(&mut self, entries: &mut impl Entries<Self::Mark>, slot: u32);
 
     /// The entry of a group to go first, of those without a pin. It stays until [`remove`](EvictionPolicy::remove).
     fn victim(&mut self, entries: &mut impl Entries<Self::Mark>, group: Group) -> Option<u32>;

@@ -131,9 +131,9 @@ impl Cache {
         }
     }
 
-    fn remove(&mut self, key: u32, removal: Removal) {
+    fn remove(&mut self, key: u32) {
         let slot = self.table.find(digest(key)).unwrap();
-        self.policy.remove(&mut self.table, slot, removal);
+        self.policy.remove(&mut self.table, slot);
         self.table.slots[slot as usize] = None;
     }
 
@@ -141,7 +141,7 @@ impl Cache {
     fn evict(&mut self) -> Option<u32> {
         let slot = self.policy.victim(&mut self.table, self.groups[0])?;
         let key = self.table.at(slot).key;
-        self.remove(key, Removal::Evicted);
+        self.remove(key);
         self.check();
         Some(key)
     }
@@ -208,7 +208,7 @@ fn an_inner_entry_goes_where_its_group_has_no_leaf() {
 fn what_somebody_deletes_leaves_no_trace_in_the_lists() {
     let mut cache = Cache::new(64);
     cache.request(&[1, 2, 3, 4]);
-    cache.remove(2, Removal::Deleted);
+    cache.remove(2);
     cache.check();
     assert_eq!(
         [cache.evict(), cache.evict(), cache.evict(), cache.evict()],
