@@ -6,12 +6,14 @@
 mod client;
 mod command;
 mod content;
+mod handler;
 mod server;
 mod sever;
 
 pub use client::ClientProcess;
 pub use command::{ClientConfig, Command, Reply, Stat};
 pub use content::{fill, is_intact};
+pub use handler::{PAGE, config, connect, stat, store};
 pub use server::ServerProcess;
 pub use sever::sever;
 

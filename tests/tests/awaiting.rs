@@ -8,13 +8,10 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use maru_client::{Config, Deleted, Error, MaruHandler, Pinned, StatKind, Stored, Unpinned};
-use maru_tests::{ServerProcess, fill, is_intact, wait_until};
-
-const PAGE: usize = 4096;
+use maru_tests::{PAGE, ServerProcess, fill, is_intact, wait_until};
 
 fn config(server: &ServerProcess) -> Config {
-    let address = server.socket().to_str().unwrap().parse().unwrap();
-    Config::new().address(address).page_size(PAGE).region_size(4 << 20)
+    maru_tests::config(server).region_size(4 << 20)
 }
 
 fn connect(server: &ServerProcess) -> MaruHandler {

@@ -2,29 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use maru_client::{Config, Deleted, Error, MaruHandler, Pinned, StatKind, Stored, Unpinned};
-use maru_tests::{ClientConfig, ClientProcess, Command, Reply, ServerProcess, fill, is_intact, wait_until};
-
-const PAGE: usize = 4096;
-
-fn config(server: &ServerProcess) -> Config {
-    let address = server.socket().to_str().unwrap().parse().unwrap();
-    Config::new().address(address).page_size(PAGE).region_size(64 * PAGE as u64)
-}
-
-fn connect(server: &ServerProcess) -> MaruHandler {
-    MaruHandler::connect(config(server)).unwrap()
-}
-
-fn store(handler: &MaruHandler, key: &str) -> Result<Stored, Error> {
-    let mut page = handler.alloc(PAGE)?;
-    fill(key, &mut page);
-    handler.store(key, page)
-}
-
-fn stat(handler: &MaruHandler, kind: StatKind) -> u64 {
-    handler.stats().unwrap().get(kind)
-}
+use maru_client::{Deleted, Error, MaruHandler, Pinned, StatKind, Stored, Unpinned};
+use maru_tests::{
+    ClientConfig, ClientProcess, Command, PAGE, Reply, ServerProcess, config, connect, fill, is_intact, stat,
+    store, wait_until,
+};
 
 fn keys(name: &str, count: usize) -> Vec<String> {
     (0..count).map(|n| format!("{name}-{n}")).collect()
@@ -122,7 +104,8 @@ fn with_everything_pinned_an_allocation_says_so_at_once() {
 #[test]
 fn chains_are_evicted_from_their_tails_and_what_is_used_stays() {
     let server = ServerProcess::start(&[]);
-    let handler = MaruHandler::connect(config(&server).auto_expand(false)).unwrap();
+    let handler =
+        MaruHandler::connect(config(&server).region_size(64 * PAGE as u64).auto_expand(false)).unwrap();
     let store_chain = |name: &str| {
         let keys = keys(name, 8);
         let found = handler.acquire(&keys).unwrap().len();

@@ -7,27 +7,10 @@ use std::time::Duration;
 use maru_client::{
     Config, Deleted, Error, MaruHandler, PageMut, PageState, Pinned, StatKind, Stored, Unpinned,
 };
-use maru_tests::{ServerProcess, fill, is_intact, wait_until};
-
-const PAGE: usize = 4096;
-
-fn config(server: &ServerProcess) -> Config {
-    let address = server.socket().to_str().unwrap().parse().unwrap();
-    Config::new().address(address).page_size(PAGE).region_size(1 << 20)
-}
-
-fn connect(server: &ServerProcess) -> MaruHandler {
-    MaruHandler::connect(config(server)).unwrap()
-}
-
-fn store(handler: &MaruHandler, key: &str) -> Result<Stored, Error> {
-    let mut page = handler.alloc(PAGE)?;
-    fill(key, &mut page);
-    handler.store(key, page)
-}
+use maru_tests::{PAGE, ServerProcess, config, connect, is_intact, stat, store, wait_until};
 
 fn pins(handler: &MaruHandler) -> u64 {
-    handler.stats().unwrap().get(StatKind::Pins)
+    stat(handler, StatKind::Pins)
 }
 
 #[test]

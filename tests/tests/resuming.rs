@@ -4,29 +4,8 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use maru_client::{Config, Deleted, Error, MaruHandler, Pinned, StatKind, Stored, Unpinned};
-use maru_tests::{ServerProcess, fill, is_intact, sever, wait_until};
-
-const PAGE: usize = 4096;
-
-fn config(server: &ServerProcess) -> Config {
-    let address = server.socket().to_str().unwrap().parse().unwrap();
-    Config::new().address(address).page_size(PAGE).region_size(1 << 20)
-}
-
-fn connect(server: &ServerProcess) -> MaruHandler {
-    MaruHandler::connect(config(server)).unwrap()
-}
-
-fn store(handler: &MaruHandler, key: &str) -> Result<Stored, Error> {
-    let mut page = handler.alloc(PAGE)?;
-    fill(key, &mut page);
-    handler.store(key, page)
-}
-
-fn stat(handler: &MaruHandler, kind: StatKind) -> u64 {
-    handler.stats().unwrap().get(kind)
-}
+use maru_client::{Deleted, Error, MaruHandler, Pinned, StatKind, Stored, Unpinned};
+use maru_tests::{PAGE, ServerProcess, config, connect, fill, is_intact, sever, stat, store, wait_until};
 
 /// Every page of the handler's regions is free, an entry's, or on its way back to it.
 fn assert_all_pages_are_there(handler: &MaruHandler) {
