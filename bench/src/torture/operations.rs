@@ -463,6 +463,7 @@ impl Worker<'_> {
             let usage = self.call(Operation::Audit, MaruHandler::usage)?;
             let usage = usage.iter().find(|usage| usage.instance.get() == number);
             let pins_seen = usage.map_or(0, |usage| usage.pins.get());
+            let named_seen = usage.map_or(0, |usage| usage.named_pins.get());
             let stats = self.handler.client_stats();
             let not_free = stats.pages - stats.free_pages;
             if (not_free, pins) == (with_server, pins_seen) {
@@ -474,7 +475,7 @@ impl Worker<'_> {
                 self.log.counts().leaked_pins += pins.abs_diff(pins_seen);
                 let text = format!(
                     "{not_free} pages are in use, {with_server} of them are entries' or freed; \
-                     {pins} pins are held, and the server sees {pins_seen}"
+                     {pins} pins by name are held, and the server sees {pins_seen} pins, {named_seen} of them by name"
                 );
                 self.log.broken(text)?;
                 // With other figures than the server's nothing that follows would say anything.
