@@ -120,7 +120,9 @@ mod tests {
         let (one, two) = (Key::shared(1), Key::shared(2));
         let mut holdings = Holdings::default();
         assert_eq!(holdings.any_pinned(7), None);
-        [one, two, one].map(|key| holdings.pinned(key));
+        for key in [one, two, one] {
+            holdings.pinned(key);
+        }
         assert_eq!((holdings.pins(), holdings.any_pinned(3)), (3, Some(two)));
         holdings.unpinned(one);
         assert!(holdings.is_pinned(one));
