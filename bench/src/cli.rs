@@ -2,6 +2,7 @@
 
 mod compare;
 mod measure;
+mod torture;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ pub(crate) use measure::{
     ChunkArgs, ClientArgs, LatencyArgs, LoadArgs, OutputArgs, ReadArgs, ServerArgs, StoreArgs, Switch,
     TrafficArgs,
 };
+pub(crate) use torture::{TortureArgs, TortureClientArgs};
 
 /// Measures maru: a real server, real client processes, every byte checked.
 #[derive(Debug, Parser)]
@@ -36,10 +38,13 @@ pub(crate) enum Command {
     Floor(FloorArgs),
     Peers(PeersArgs),
     Policy(PolicyArgs),
+    Torture(TortureArgs),
     #[command(hide = true)]
     Echo(EchoArgs),
     #[command(hide = true)]
     Client(ClientArgs),
+    #[command(hide = true)]
+    TortureClient(TortureClientArgs),
     #[command(hide = true)]
     Worker(WorkerArgs),
 }

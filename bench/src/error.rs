@@ -116,6 +116,17 @@ pub(crate) enum BenchError {
         /// How many.
         wrong_bytes: u64,
     },
+    /// An operation failed in a way that the state of the pool does not explain.
+    #[error("{operation} failed: {source}")]
+    Operation {
+        /// Which.
+        operation: String,
+        /// How.
+        source: maru_client::Error,
+    },
+    /// A promise of the system was broken.
+    #[error("{0}; don't trust this build with data")]
+    Torture(String),
     /// A peer answered what a measurement can't go on with.
     #[error("{peer} answered {what}, so there is nothing to measure")]
     Answer {

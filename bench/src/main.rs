@@ -20,6 +20,7 @@ mod policy;
 mod replay;
 mod server_process;
 mod target;
+mod torture;
 mod traffic;
 mod worker_process;
 mod workload;
@@ -50,8 +51,10 @@ fn main() -> ExitCode {
         Command::Floor(args) => floor::run(args),
         Command::Peers(args) => peers::run(args),
         Command::Policy(args) => policy::run(args),
+        Command::Torture(args) => torture::run(args),
         Command::Echo(args) => floor::echo(args),
         Command::Client(args) => return drive::work(args),
+        Command::TortureClient(args) => return torture::work(args),
         Command::Worker(args) => return replay::work(args),
     };
     match outcome {

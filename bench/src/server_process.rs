@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use std::env;
-use std::io::{BufRead, BufReader};
+use std::fs;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -95,6 +96,19 @@ impl ServerProcess {
             Some(status) => Err(BenchError::ServerEnded { status, stderr: self.take_stderr() }),
             None => Ok(()),
         }
+    }
+
+    /// Bytes of memory that the server has at the moment, the pool's left out: it does not map that.
+    ///
+    /// # Errors
+    /// [`BenchError`] where the system does not tell.
+    pub(crate) fn resident_bytes(&self) -> Result<u64, BenchError> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let failed = |source: io::Error| BenchError::system(format!("read {path}"))(source);
+        let status = fs::read_to_string(&path).map_err(failed)?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.map(|kib| kib * 1024).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
     }
 
     /// Asks the server to end, and waits for it.

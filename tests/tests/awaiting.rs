@@ -140,6 +140,19 @@ fn a_dropped_acquire_leaves_no_pin() {
 }
 
 #[test]
+fn a_dropped_request_keeps_no_release_back() {
+    let server = ServerProcess::start(&[]);
+    let handler = connect(&server);
+    block_on(store(&handler, "chunk")).unwrap();
+    for polls in 0..4 {
+        drop(handler.acquire(&["chunk"]).unwrap());
+        // Takes the release along, and nothing that comes later sends what is left behind.
+        poll_and_drop(handler.exists_async("chunk"), polls);
+        wait_until("nothing stays pinned", || handler.stats().unwrap().get(StatKind::Pins) == 0);
+    }
+}
+
+#[test]
 fn a_dropped_store_loses_no_page() {
     let server = ServerProcess::start(&[]);
     let handler =

@@ -277,8 +277,9 @@ impl<R: Request> Drop for Call<'_, R> {
                 self.wire.places.add_permits(1);
                 self.request.undo().after(&whole_frame(&bytes), &*self.wire.backlog);
             }
-        } else if matches!(self.progress, Progress::Queued(_)) {
-            // The request is in the outbox, and nobody else may come to send it.
+        } else {
+            // A call that waits was not necessarily polled again: its request may still be in the outbox, with the pins
+            // that it releases, and nobody else may come to send it.
             drop(slots);
             self.wire.flush();
         }

@@ -1,0 +1,130 @@
+//! The options of `torture` and of its client processes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+
+use super::chunk_size;
+use super::measure::Driver;
+
+/// Torture a server: client processes do everything at random in a pool that is far too small, and get killed.
+///
+/// Starts a server and client processes of its own. What lies under a key follows from the key, so every byte that is
+/// read is checked. At the end everything that was promised is checked: no pin and no page is lost, and what was
+/// acknowledged is there. Ends with an error when a promise was broken.
+#[derive(Debug, Args)]
+pub(crate) struct TortureArgs {
+    /// How long.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    pub(crate) duration: Duration,
+
+    /// Client processes.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) processes: u16,
+
+    /// Keys that all of them store, read and delete.
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
+    pub(crate) keys: u32,
+
+    /// Bytes of a page, such as 64KiB: a multiple of 4 KiB, at most 1 GiB. Chunks are up to as long.
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = chunk_size)]
+    pub(crate) chunk_size: usize,
+
+    /// Bytes of the pool, such as 64MiB [default: a page for every fourth key].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) pool_size: Option<ByteSize>,
+
+    /// Folder, on tmpfs or hugetlbfs, in which a fresh folder for the pool is made, and removed at the end.
+    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
+    pub(crate) pool_dir: PathBuf,
+
+    /// How often a client process, any of them, is killed and another one started.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
+    pub(crate) kill_every: Duration,
+
+    /// How long the server lets an instance without a connection keep its pins and its regions.
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
+    pub(crate) grace: Duration,
+
+    /// How the server drives its connections [default: the server's].
+    #[arg(long, value_name = "DRIVER")]
+    pub(crate) driver: Option<Driver>,
+
+    /// Makes other choices; the same seed makes the same ones, as far as the scheduling of processes allows.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+
+    /// Write the result to this file as well, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+impl TortureArgs {
+    /// Further options of the server.
+    pub(crate) fn server_options(&self) -> Vec<String> {
+        let mut options = vec!["--grace".to_owned(), humantime::format_duration(self.grace).to_string()];
+        if let Some(driver) = self.driver {
+            let name = driver.to_possible_value().expect("no driver is hidden").get_name().to_owned();
+            options.extend(["--driver".to_owned(), name]);
+        }
+        options
+    }
+}
+
+/// One client process of a torture; started by it, not by people.
+#[derive(Debug, Args)]
+pub(crate) struct TortureClientArgs {
+    /// The server's socket.
+    #[arg(long)]
+    pub(crate) socket: PathBuf,
+
+    /// The name of the instance.
+    #[arg(long)]
+    pub(crate) instance: String,
+
+    /// Its number, from 0 up; its successors have the same.
+    #[arg(long)]
+    pub(crate) number: u16,
+
+    /// Keys that all client processes share.
+    #[arg(long)]
+    pub(crate) keys: u32,
+
+    /// Bytes of a page.
+    #[arg(long, value_parser = chunk_size)]
+    pub(crate) chunk_size: usize,
+
+    /// What its choices follow from.
+    #[arg(long)]
+    pub(crate) seed: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn torture(arguments: &[&str]) -> Result<TortureArgs, clap::Error> {
+        match Cli::try_parse_from([&["maru-bench", "torture"], arguments].concat())?.command {
+            Command::Torture(args) => Ok(args),
+            _ => unreachable!("the command is torture"),
+        }
+    }
+
+    #[test]
+    fn the_server_is_told_the_grace_and_the_driver() {
+        assert_eq!(torture(&[]).unwrap().server_options(), ["--grace", "2s"]);
+        let args = torture(&["--grace", "500ms", "--driver", "plain"]).unwrap();
+        assert_eq!(args.server_options(), ["--grace", "500ms", "--driver", "plain"]);
+    }
+
+    #[test]
+    fn there_is_at_least_one_client_and_one_chain_of_keys() {
+        assert!(torture(&["--processes", "0"]).is_err());
+        assert!(torture(&["--keys", "15"]).is_err());
+    }
+}

@@ -1,0 +1,21 @@
+//! `torture`: a real server with a pool that is far too small, real client processes that do everything at random, and
+//! `kill -9`.
+//!
+//! What lies under a key follows from the key, so whoever holds a guard knows every byte that it must read. Clients check
+//! what they were promised as they go; what they were told and nobody took back passes to their successors, and at the end
+//! to an inspector, who also sees to it that no pin and no page is lost.
+
+mod client;
+mod counts;
+mod holdings;
+mod inspector;
+mod key;
+mod later;
+mod operations;
+mod protocol;
+mod report;
+mod supervisor;
+mod worker;
+
+pub(crate) use supervisor::run;
+pub(crate) use worker::run as work;
