@@ -160,6 +160,47 @@ fn a_full_pool_gives_up_what_is_cold_and_the_run_goes_on() {
     assert_eq!(json["chunks_not_stored"], 0);
 }
 
+/// Turns of many conversations in no order, some asked for much more often than others, and each as long as it has become.
+fn busy_conversations() -> Vec<Vec<u64>> {
+    let mut random = 1_u64;
+    let mut turns = [0; 200];
+    let request = |_| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (one, two) = (random >> 33 & 0x7fff, random >> 48 & 0x7fff);
+        let conversation = one * two * 200 >> 30;
+        let turn = &mut turns[conversation as usize];
+        *turn = (*turn + 1) % 20;
+        let own = 1000 + conversation * 1000;
+        (conversation % 7 * 10..conversation % 7 * 10 + 5).chain(own..own + *turn * 3 + 1).collect()
+    };
+    (0..1500).map(request).collect()
+}
+
+#[test]
+fn a_real_system_finds_what_its_eviction_policy_finds_in_simulation() {
+    const CAPACITY: u64 = 512;
+    let folders = Folders::new();
+    folders.write_trace(&busy_conversations());
+    let mut policy = Command::new(env!("CARGO_BIN_EXE_maru-bench"));
+    policy.args(["policy", "--trace", "trace.jsonl", "--json", "policy.json"]).current_dir(&folders.files);
+    let output = policy.args(["--capacity", &CAPACITY.to_string()]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let json = fs::read_to_string(folders.files.path().join("policy.json")).unwrap();
+    let json = serde_json::from_str::<Value>(&json).unwrap();
+    let rows = json["rows"].as_array().unwrap();
+    let ratio = |name| rows.iter().find(|row| row["policy"] == name).unwrap()["prefix_hit_ratio"].as_f64();
+    let (simulated, bound) = (ratio("maru").unwrap(), ratio("farthest next use").unwrap());
+    assert!(simulated > 0.1 && simulated + 0.1 < bound, "the pool is too small: {simulated} of {bound}");
+
+    let pool = (CAPACITY * CHUNK).to_string();
+    let arguments = ["--chunk-size", "64KiB", "--sparse", "--processes", "1", "--pool-size", &pool];
+    let (json, _) = folders.result(&[&["--trace", "trace.jsonl"], &arguments[..]].concat());
+    assert_eq!((&json["wrong_bytes"], &json["chunks_not_stored"]), (&0.into(), &0.into()));
+    let real = json["prefix_hit_ratio"].as_f64().unwrap();
+    // Pages come sixteen at a time, and what was evicted for one that turned out to be there already is free for the next.
+    assert!((real - simulated).abs() < 0.01, "{real} in reality, {simulated} simulated");
+}
+
 #[test]
 fn what_people_get_wrong_is_one_clear_sentence() {
     let folders = Folders::new();

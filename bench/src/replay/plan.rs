@@ -65,9 +65,11 @@ struct Region {
 }
 
 impl Region {
+    /// Regions that leave as little of the pool over as they can.
     fn new(pool: u64, chunk_size: u64, workers: u64) -> Region {
-        let size = (pool / (REGIONS_EACH * workers)).min(REGION_MAX).max(chunk_size);
-        let extent = (size / chunk_size * chunk_size).next_multiple_of(GRANULARITY);
+        let regions = pool.div_ceil(REGION_MAX).max(REGIONS_EACH * workers);
+        let smallest = chunk_size.next_multiple_of(GRANULARITY);
+        let extent = (pool / regions / GRANULARITY * GRANULARITY).max(smallest);
         Region { chunks: extent / chunk_size, extent }
     }
 }

@@ -12,9 +12,6 @@ use crate::error::BenchError;
 use crate::worker_process::{Answer, serve};
 use crate::workload::count;
 
-/// Chunks that are written before they are registered together.
-const BATCH: usize = 64;
-
 /// Serves the parent until it wants no more.
 pub(crate) fn run(args: &WorkerArgs) -> ExitCode {
     serve(|parent| {
@@ -63,9 +60,7 @@ impl Worker {
 
         outcome.prefix_hit_chunks = count(prefix.len());
         self.verify(chunks, &prefix, &mut outcome);
-        for batch in chunks[prefix.len()..].chunks(BATCH) {
-            self.store(batch, &mut outcome)?;
-        }
+        self.store(&chunks[prefix.len()..], &mut outcome)?;
         drop(prefix);
 
         let rpcs = self.handler.client_stats().rpcs;
@@ -88,7 +83,7 @@ impl Worker {
         }
     }
 
-    /// Stores the chunks for which there is room: once the pool is full, the rest of the batch is not tried.
+    /// Stores the chunks for which there is room, together: once the pool is full, the rest of them is not tried.
     fn store(&mut self, chunks: &[u64], outcome: &mut Outcome) -> Result<(), BenchError> {
         let mut keys = Vec::with_capacity(chunks.len());
         let mut pages = Vec::with_capacity(chunks.len());
