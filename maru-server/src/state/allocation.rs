@@ -1,5 +1,6 @@
 //! Allocation: how a region is given to an instance, given back, and its memory released.
 
+use super::entry::KvEntry;
 use super::eviction::EvictionPolicy;
 use super::pages::Pages;
 use super::regions::Region;
@@ -114,7 +115,7 @@ impl State {
     /// # Panics
     /// When the region is not being prepared.
     pub fn commit_region(&mut self, id: RegionId) -> Option<RegionInfo> {
-        self.regions.commit(id)
+        self.regions.commit(id, &mut self.changes)
     }
 
     /// The region's memory could not be had: its extent is free again.
@@ -146,13 +147,13 @@ impl State {
             let (policy, mut entries) = self.eviction();
             policy.disown(&mut entries, slot);
         }
-        self.regions.disown(id);
+        self.regions.disown(id, &mut self.changes);
     }
 
     /// Evicts the coldest orphans until an extent for so many bytes is free, as soon as their memory is released. Evicts
     /// none and says `false` where all that could go would not be enough.
     fn evict_orphans_for_space(&mut self, bytes: u64, pool: Option<PoolId>) -> bool {
-        let mut orphans = self.regions.unread_orphans();
+        let mut orphans = self.unread_orphans();
         orphans.retain(|orphan| pool.is_none_or(|pool| pool == orphan.pool));
         let is_enough = |count: usize| {
             let freed =
@@ -166,11 +167,16 @@ impl State {
     /// Evicts the coldest orphans until there is room for so many pages more; `false` as above.
     fn evict_orphans_for_pages(&mut self, pages: u32) -> bool {
         let room = self.limits.max_entries - self.regions.pages();
-        let orphans = self.regions.unread_orphans();
+        let orphans = self.unread_orphans();
         let is_enough =
             |count: usize| orphans[..count].iter().map(|orphan| orphan.pages).sum::<u32>() >= pages - room;
         let enough = first(orphans.len(), is_enough);
         self.evict_orphans(&orphans, enough)
+    }
+
+    /// The orphans that may go, the coldest first.
+    fn unread_orphans(&self) -> Vec<RegionInfo> {
+        if self.is_recovering() { Vec::new() } else { self.regions.unread_orphans() }
     }
 
     /// Evicts the first so many orphans, if that is a number.
@@ -180,7 +186,7 @@ impl State {
             for slot in self.regions.entries_of(orphan.id) {
                 let entry = self.remove(slot);
                 // With its last entry the region is retired.
-                self.regions.remove_entry(entry.region, entry.page, entry.length);
+                self.regions.remove_entry(entry.region, entry.page, entry.length, &mut self.changes);
                 self.evicted_with_orphan += 1;
             }
         }
@@ -250,7 +256,7 @@ impl State {
         let mut left = want;
         for &id in region.as_ref().map_or(owned.as_slice(), std::slice::from_ref) {
             while left > 0
-                && let Some(page) = self.regions.take_lowest(id)
+                && let Some(page) = self.regions.take_lowest(id, &mut self.changes)
             {
                 left -= 1;
                 self.reclaimed_pages += 1;
@@ -260,17 +266,20 @@ impl State {
         Ok(())
     }
 
-    /// Evicts up to `want` entries of the caller's that nobody has pinned, and hands their pages back through `take`.
+    /// Evicts up to `want` entries of the caller's that nobody has pinned, and hands their pages back through `take`. None as
+    /// long as the state is [recovering](State::is_recovering).
     pub fn evict(&mut self, caller: InstanceNumber, want: usize, mut take: impl FnMut(RegionId, u32)) {
         let group = self.instances.get(caller).group;
+        let want = if self.is_recovering() { 0 } else { want };
         for _ in 0..want {
             let (policy, mut entries) = self.eviction();
             let Some(slot) = policy.victim(&mut entries, group) else { break };
             let entry = self.remove(slot);
-            let region = self.regions.hand_back(entry.region, entry.page, entry.length);
+            let KvEntry { region, page, length, .. } = entry;
+            let region = self.regions.hand_back(region, page, length, &mut self.changes);
             self.evicted_for_owner += 1;
             self.reclaimed_pages += 1;
-            take(region, entry.page);
+            take(region, page);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 
 use slab::Slab;
 
+use super::changes::Change;
 use super::entry::KvEntry;
 use super::eviction::EvictionPolicy;
 use super::index::{Index, prefetch};
@@ -124,7 +125,18 @@ impl Directory {
     /// Adds an entry for a digest that has none.
     pub(super) fn insert(&mut self, digest: Digest, region: u32, page: u32, length: NonZeroU32) -> u32 {
         self.generation = self.generation.wrapping_add(1);
-        let generation = self.generation;
+        self.insert_again(digest, region, page, length, self.generation)
+    }
+
+    /// The same for one that was registered before the server was restarted.
+    pub(super) fn insert_again(
+        &mut self,
+        digest: Digest,
+        region: u32,
+        page: u32,
+        length: NonZeroU32,
+        generation: u32,
+    ) -> u32 {
         let mark = Default::default();
         let slot =
             self.entries.insert(KvEntry { digest, region, page, length, pin_count: 0, generation, mark });
@@ -132,6 +144,11 @@ impl Directory {
         self.index.insert(digest, slot);
         self.counts.entry_bytes += u64::from(length.get());
         slot
+    }
+
+    /// Goes on from this number of a registration.
+    pub(super) fn set_generation(&mut self, last: u32) {
+        self.generation = last;
     }
 
     /// Takes out the entry in a slot, which has no pin.
@@ -239,6 +256,8 @@ impl State {
         }
         let entry = self.directory.insert(digest, slot, page, length);
         region.add_entry(page, entry, length);
+        let (region, generation) = (region.id, self.directory.at(entry).generation);
+        self.changes.note(Change::Stored { region, page, digest, length: length.get(), generation });
         let (policy, mut entries) = self.eviction();
         policy.insert(&mut entries, entry, &request.chain);
         Registered::Done
@@ -310,7 +329,7 @@ impl State {
     }
 
     /// Makes the caller's pins on one registration of a digest so many, as it was resumed and has a use for them. Pins by
-    /// name become no more, since some may have run out. `false`, and nothing is changed, where the registration is gone
+    /// name become no more, since some may have run out, unless the server was restarted and knows of none. `false`, and nothing is changed, where the registration is gone
     /// or may not have as many.
     pub fn assert_pins(
         &mut self,
@@ -324,12 +343,21 @@ impl State {
         let entry = self.directory.at(slot);
         let ledger = &self.instances.get(request.caller).ledger;
         let (guards_now, named_now) = (ledger.guards(slot), ledger.named(slot));
-        let more = guards.saturating_sub(guards_now);
-        if entry.generation != generation || more > self.limits.max_pins_per_entry - entry.pin_count {
+        let more_guards = guards.saturating_sub(guards_now);
+        // After a restart the server knows of no pins, and has to believe what it is told.
+        let is_believed = self.recovery.waits_for(request.caller);
+        let more_named = if is_believed { named.saturating_sub(named_now) } else { 0 };
+        let more = u64::from(more_guards) + u64::from(more_named);
+        if entry.generation != generation
+            || more > u64::from(self.limits.max_pins_per_entry - entry.pin_count)
+        {
             return false;
         }
-        for _ in 0..more {
+        for _ in 0..more_guards {
             self.pin_slot(request, slot, PinKind::Guard).expect("there is room for as many");
+        }
+        for _ in 0..more_named {
+            self.pin_slot(request, slot, PinKind::Named).expect("there is room for as many");
         }
         for _ in guards..guards_now {
             self.release_pin(request, slot, PinKind::Guard);
@@ -345,6 +373,7 @@ impl State {
     pub fn release_unasserted(&mut self, request: &Request) {
         let instance = self.instances.get_mut(request.caller);
         let asserted = std::mem::take(&mut instance.asserted);
+        self.recovery.done(request.caller);
         let unasserted = instance.ledger.iter().map(|(slot, _)| slot).filter(|slot| !asserted.contains(slot));
         for slot in unasserted.collect::<Vec<_>>() {
             while self.release_pin(request, slot, PinKind::Guard) {}
@@ -359,11 +388,11 @@ impl State {
     /// [`DeleteError`]; nothing is changed then.
     pub fn delete(&mut self, digest: Digest) -> Result<(), DeleteError> {
         let slot = self.directory.find(digest).ok_or(DeleteError::NotFound)?;
-        if self.directory.at(slot).pin_count > 0 {
+        if self.directory.at(slot).pin_count > 0 || self.is_recovering() {
             return Err(DeleteError::Pinned);
         }
         let entry = self.remove(slot);
-        self.regions.remove_entry(entry.region, entry.page, entry.length);
+        self.regions.remove_entry(entry.region, entry.page, entry.length, &mut self.changes);
         Ok(())
     }
 

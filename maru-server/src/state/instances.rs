@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
+use super::changes::Change;
 use super::eviction::{EvictionPolicy, Group};
 use super::ledger::{Ledger, PinExpiries};
 use super::numbered::Numbered;
@@ -72,6 +73,22 @@ pub(super) struct Instance {
 }
 
 impl Instance {
+    /// One without connections.
+    pub(super) fn new(number: InstanceNumber, name: &str, token: Token, group: Group) -> Instance {
+        Instance {
+            number,
+            name: name.into(),
+            token,
+            connections: 0,
+            grace_end: None,
+            ledger: Ledger::default(),
+            incarnation: 0,
+            asserted: HashSet::new(),
+            group,
+            regions: Vec::new(),
+        }
+    }
+
     /// A region is no longer owned.
     pub(super) fn disclaim(&mut self, region: RegionId) {
         self.regions.retain(|owned| *owned != region);
@@ -115,6 +132,37 @@ impl Instances {
 
     pub(super) fn get_mut(&mut self, number: InstanceNumber) -> &mut Instance {
         self.numbered.get_mut(number.0).expect("an instance does not end while one of its connections asks")
+    }
+
+    /// Adds the instance with the next number, whose token is fresh.
+    fn add(&mut self, instance: Instance) {
+        let namesake = self.tokens.insert(instance.token, instance.number);
+        debug_assert!(namesake.is_none(), "a fresh token belongs to nobody");
+        self.numbered.insert(instance);
+    }
+
+    /// Adds an instance of before a restart, in its grace period. They come in the order of their numbers.
+    pub(super) fn restore(&mut self, mut instance: Instance, grace_end: Duration) {
+        let number = instance.number;
+        instance.grace_end = Some(grace_end);
+        self.expiries.insert((grace_end, number));
+        self.numbered.skip_to(number.0);
+        self.add(instance);
+    }
+
+    /// Numbers greater than this one follow.
+    pub(super) fn skip_to(&mut self, last: InstanceNumber) {
+        self.numbered.skip_to(last.0.saturating_add(1));
+    }
+
+    /// Whether there is such an instance.
+    pub(super) fn contains(&self, number: InstanceNumber) -> bool {
+        self.numbered.get(number.0).is_some()
+    }
+
+    /// Whether an instance has this token.
+    pub(super) fn knows(&self, token: Token) -> bool {
+        self.tokens.contains_key(&token)
     }
 
     /// Notes a pin that an entry got.
@@ -198,26 +246,20 @@ impl State {
         let number = self.instances.numbered.next().ok_or(LimitReached::Instances(limit))?;
         let number = InstanceNumber(number);
         let group = self.policy.open_group();
-        self.instances.numbered.insert(Instance {
-            number,
-            name: name.into(),
-            token,
-            connections: 0,
-            grace_end: None,
-            ledger: Ledger::default(),
-            incarnation: 0,
-            asserted: HashSet::new(),
-            group,
-            regions: Vec::new(),
-        });
-        let namesake = self.instances.tokens.insert(token, number);
-        debug_assert!(namesake.is_none(), "a fresh token belongs to nobody");
+        self.instances.add(Instance::new(number, name, token, group));
+        self.changes.note(Change::Opened(number));
         Ok(number)
     }
 
     /// The instance with this token, unless it ended.
     pub fn find_instance(&self, token: Token) -> Option<InstanceNumber> {
         self.instances.tokens.get(&token).copied()
+    }
+
+    /// The name and the token of an instance, unless it ended.
+    pub fn identity(&self, instance: InstanceNumber) -> Option<(&str, Token)> {
+        let instance = self.instances.numbered.get(instance.0)?;
+        Some((&instance.name, instance.token))
     }
 
     /// Counts one connection more and stops the grace period if it runs.
@@ -277,6 +319,7 @@ impl State {
     /// Ends the instances whose grace period ran out, and says how many: their pins are released and their regions
     /// become orphans, retired where they hold no entry.
     pub fn expire(&mut self, now: Duration) -> usize {
+        self.recovery.expire(now);
         let mut ended = 0;
         while let Some((_, instance)) =
             self.instances.expiries.first().copied().filter(|(end, _)| *end <= now)
@@ -301,7 +344,7 @@ impl State {
     /// When [`State::expire`] or [`State::expire_pins`] has something to do next.
     pub fn next_expiry(&self) -> Option<Duration> {
         let instance = self.instances.expiries.first().map(|(end, _)| *end);
-        instance.into_iter().chain(self.instances.pin_expiries.next()).min()
+        [instance, self.instances.pin_expiries.next(), self.recovery.end()].into_iter().flatten().min()
     }
 
     /// Ends an instance now, as [`State::expire`] does. Nothing happens when it ended already.
@@ -309,6 +352,8 @@ impl State {
         let Some(ended) = self.instances.remove(instance) else {
             return;
         };
+        self.recovery.done(instance);
+        self.changes.note(Change::Ended(instance));
         for (entry, pins) in ended.ledger.iter() {
             self.unpin_slot(entry, pins);
         }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 mod allocation;
+mod changes;
 mod check;
 mod directory;
 mod entry;
@@ -20,6 +21,7 @@ mod pages;
 mod pools;
 mod regions;
 mod request;
+mod restore;
 
 #[cfg(test)]
 mod model;
@@ -29,18 +31,22 @@ mod model_tests;
 mod tests;
 
 pub use allocation::{AllocError, ReturnError};
+pub use changes::Change;
 pub use directory::{DeleteError, PinError, Registered, UnpinError};
 pub use instances::{LimitReached, Usage};
 pub use ledger::PinKind;
 pub use pools::{PoolInfo, PoolSpec};
 pub use regions::{RegionInfo, RetiredRegion};
 pub use request::Request;
+pub use restore::{RestoreError, Saved, SavedEntry, SavedInstance, SavedRegion};
 
+use changes::Changes;
 use directory::Directory;
 use eviction::{Entries, EvictionPolicy, Group, Policy};
 use instances::Instances;
 use pools::Pools;
 use regions::Regions;
+use restore::Recovery;
 
 /// 128 bits that stand for a key. Callers make sure that the low 64 bits are spread like a hash's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -163,6 +169,8 @@ pub struct State {
     regions: Regions,
     pools: Pools,
     policy: Policy,
+    changes: Changes,
+    recovery: Recovery,
     /// How often entries were asked for and found, which is the time that orphans age by.
     touches: u64,
     instances_expired: u64,
@@ -182,6 +190,8 @@ impl State {
             regions: Regions::new(),
             pools: Pools::new(pools),
             policy: Policy::new(limits.max_entries),
+            changes: Changes::default(),
+            recovery: Recovery::default(),
             touches: 0,
             instances_expired: 0,
             reclaimed_pages: 0,

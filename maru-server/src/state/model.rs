@@ -83,6 +83,9 @@ pub(super) struct Model {
     /// Entries found so far, and at which of them each region was last used.
     pub(super) touches: u64,
     pub(super) touched: BTreeMap<RegionId, u64>,
+    /// Instances that have not said since a restart what they have pinned, and for how long that matters.
+    pub(super) unheard: BTreeSet<InstanceNumber>,
+    pub(super) recovery_end: Duration,
 }
 
 impl Model {
@@ -283,13 +286,18 @@ impl Model {
     ) -> bool {
         let now = self.now;
         let fresh = ModelPins { guards: 0, named: 0, since: now, named_at: now };
+        let is_believed = self.unheard.contains(&who);
         let mut pins = self.pins.get(&(who, key)).copied().unwrap_or(fresh);
-        let others = self.pins_of(key) - pins.guards;
         let is_there = self.entries.get(&key).is_some_and(|entry| entry.generation == generation);
-        if !is_there || (guards > pins.guards && others + guards > LIMITS.max_pins_per_entry) {
+        let more_named = if is_believed { named.saturating_sub(pins.named) } else { 0 };
+        let more = guards.saturating_sub(pins.guards) + more_named;
+        if !is_there || self.pins_of(key) + more > LIMITS.max_pins_per_entry {
             return false;
         }
-        (pins.guards, pins.named) = (guards, named.min(pins.named));
+        (pins.guards, pins.named) = (guards, named.min(pins.named + more_named));
+        if more_named > 0 {
+            pins.named_at = now;
+        }
         self.pins.insert((who, key), pins);
         self.pins.retain(|_, pins| pins.all() > 0);
         true
@@ -309,7 +317,8 @@ impl Model {
     pub(super) fn next_expiry(&self) -> Option<Duration> {
         let graces = self.instances.values().filter_map(|instance| instance.grace_end);
         let named = self.pins.values().filter(|pins| pins.named > 0);
-        graces.chain(named.map(|pins| pins.named_at + LIMITS.pin_ttl)).min()
+        let recovery = self.is_recovering().then_some(self.recovery_end);
+        graces.chain(named.map(|pins| pins.named_at + LIMITS.pin_ttl)).chain(recovery).min()
     }
 
     /// Which entry goes is the policy's choice: that of `page` did, and the model says whether it could.
@@ -325,6 +334,9 @@ impl Model {
 
     /// Entries that their owner may have evicted.
     pub(super) fn evictable(&self, who: InstanceNumber) -> usize {
+        if self.is_recovering() {
+            return 0;
+        }
         let owned = self.entries.iter().filter(|(_, entry)| self.owns(who, entry.region).is_ok());
         owned.filter(|(key, _)| self.pins_of(**key) == 0).count()
     }
@@ -333,6 +345,9 @@ impl Model {
     fn evict_orphans(&mut self, pools: &[usize], is_enough: impl Fn(&Model) -> bool) -> bool {
         let mut trial = self.clone();
         while !is_enough(&trial) {
+            if self.is_recovering() {
+                return false;
+            }
             let orphans = trial.regions.iter().filter(|(id, region)| {
                 let is_orphan = region.committed && region.owner.is_none() && pools.contains(&region.pool);
                 let mut inside = trial.entries.iter().filter(|(_, entry)| entry.region == **id);
@@ -359,7 +374,7 @@ impl Model {
         if !self.entries.contains_key(&key) {
             return Err(DeleteError::NotFound);
         }
-        if self.pins_of(key) > 0 {
+        if self.pins_of(key) > 0 || self.is_recovering() {
             return Err(DeleteError::Pinned);
         }
         let entry = self.entries.remove(&key).unwrap();
@@ -400,6 +415,7 @@ impl Model {
 
     pub(super) fn end(&mut self, instance: InstanceNumber) {
         self.instances.remove(&instance);
+        self.unheard.remove(&instance);
         self.pins.retain(|(who, _), _| *who != instance);
         let owned = self.regions.iter().filter(|(_, region)| region.owner == Some(instance));
         for id in owned.map(|(id, _)| *id).collect::<Vec<_>>() {
@@ -407,7 +423,37 @@ impl Model {
         }
     }
 
+    /// Whether somebody may have pins that nobody knows of.
+    pub(super) fn is_recovering(&self) -> bool {
+        !self.unheard.is_empty()
+    }
+
+    /// The process of the server is another one: pins, connections and figures are gone, and what was half done.
+    pub(super) fn restart(&mut self) {
+        let grace_end = self.now + LIMITS.grace;
+        self.instances.values_mut().for_each(|instance| {
+            *instance = ModelInstance { connections: 0, grace_end: Some(grace_end) };
+        });
+        self.regions.retain(|_, region| region.committed);
+        *self = Model {
+            unheard: self.instances.keys().copied().collect(),
+            recovery_end: grace_end,
+            touched: self.regions.keys().map(|id| (*id, 0)).collect(),
+            now: self.now,
+            last_instance: self.last_instance,
+            last_region: self.last_region,
+            generation: self.generation,
+            instances: std::mem::take(&mut self.instances),
+            regions: std::mem::take(&mut self.regions),
+            entries: std::mem::take(&mut self.entries),
+            ..Model::default()
+        };
+    }
+
     pub(super) fn expire(&mut self) -> usize {
+        if self.now >= self.recovery_end {
+            self.unheard.clear();
+        }
         let ends =
             self.instances.iter().filter_map(|(number, instance)| Some((instance.grace_end?, *number)));
         let due = ends.filter(|(end, _)| *end <= self.now).collect::<BTreeSet<_>>();

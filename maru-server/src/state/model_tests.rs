@@ -41,6 +41,7 @@ enum Op {
     Delete { digest: usize },
     Resume { who: usize, asserted: Vec<(usize, bool, u32, u32)> },
     HeldPages { who: usize, region: usize },
+    Restart,
 }
 
 /// Two instances with a region each, so that the operations find something to work on.
@@ -71,7 +72,7 @@ const ANSWERS: &[&str] = &[
     "register: PageInUse",
     "pin: Ok(Location", "pin: Err(NotFound", "pin: Err(Limit",
     "unpin: Ok", "unpin: Err(NotFound", "unpin: Err(NotPinned",
-    "assert: true", "assert: false", "held: Ok", "held: Err(NotFound", "held: Err(NotOwner",
+    "restart: done", "restart: waits", "assert: believed", "assert: true", "assert: false", "held: Ok", "held: Err(NotFound", "held: Err(NotOwner",
     "delete: Ok", "delete: Err(NotFound", "delete: Err(Pinned", "delete: orphan retired",
 ];
 
@@ -114,6 +115,7 @@ fn ops() -> impl Strategy<Value = Op> {
         4 => (0..8usize, prop::collection::vec((digest, prop::bool::weighted(0.8), 0..4u32, 0..3u32), 0..4))
             .prop_map(|(who, asserted)| Op::Resume { who, asserted }),
         2 => (0..8usize, 0..12usize).prop_map(|(who, region)| Op::HeldPages { who, region }),
+        1 => Just(Op::Restart),
     ]
 }
 
@@ -126,10 +128,67 @@ fn kind(named: bool) -> PinKind {
     if named { PinKind::Named } else { PinKind::Guard }
 }
 
-/// The state and its model, driven together, and which results were seen.
+/// What outlives the state, put together from nothing but its changes.
+#[derive(Default)]
+struct Kept(Saved);
+
+impl Kept {
+    fn note(&mut self, change: Change, state: &State) {
+        let Saved { last_instance, last_region, generation, instances, regions } = &mut self.0;
+        match change {
+            Change::Opened(number) => {
+                *last_instance = number.0;
+                if let Some((name, token)) = state.identity(number) {
+                    instances.push(SavedInstance { number, name: name.to_owned(), token });
+                }
+            }
+            Change::Ended(number) => instances.retain(|instance| instance.number != number),
+            Change::Committed(id) => {
+                *last_region = id.0.max(*last_region);
+                let Some(info) = state.region(id) else { return };
+                let RegionInfo { pool, pool_offset, extent, page_size, owner, pages, .. } = info;
+                let (freed, entries) = (Vec::new(), Vec::new());
+                let saved =
+                    SavedRegion { id, owner, page_size, pages, pool, pool_offset, extent, freed, entries };
+                regions.push(saved);
+            }
+            Change::Disowned(id) => {
+                if let Some(region) = regions.iter_mut().find(|region| region.id == id) {
+                    region.owner = None;
+                }
+            }
+            Change::Retired(id) => regions.retain(|region| region.id != id),
+            Change::Stored { region, page, digest, length, generation: own } => {
+                *generation = own;
+                let region = region_of(regions, region);
+                assert!(
+                    !region.entries.iter().any(|entry| entry.page == page) && !region.freed.contains(&page)
+                );
+                region.entries.push(SavedEntry { page, digest, length, generation: own });
+            }
+            Change::Freed { region, page } => {
+                let region = region_of(regions, region);
+                region.entries.retain(|entry| entry.page != page);
+                region.freed.push(page);
+            }
+            Change::Held { region, page } => {
+                let region = region_of(regions, region);
+                region.entries.retain(|entry| entry.page != page);
+                region.freed.retain(|freed| *freed != page);
+            }
+        }
+    }
+}
+
+fn region_of(regions: &mut [SavedRegion], id: RegionId) -> &mut SavedRegion {
+    regions.iter_mut().find(|region| region.id == id).unwrap()
+}
+
+/// The state and its model, driven together, what is kept of the state, and which results were seen.
 struct Pair<'a> {
     state: State,
     model: Model,
+    kept: Kept,
     seen: &'a RefCell<BTreeMap<String, u32>>,
 }
 
@@ -348,12 +407,26 @@ impl Pair<'_> {
                     let expected = self.model.assert_pins(who, key, generation, guards, named);
                     let result = self.state.assert_pins(&request, digest(key), generation, guards, named);
                     self.same("assert", &result, &expected);
+                    if result && named > 0 && self.model.unheard.contains(&who) {
+                        self.note("assert: believed");
+                    }
                     if expected {
                         listed.insert(key);
                     }
                 }
                 self.model.pins.retain(|(of, key), _| *of != who || listed.contains(key));
+                self.model.unheard.remove(&who);
                 self.state.release_unasserted(&request);
+            }
+            Op::Restart => {
+                self.model.restart();
+                self.model.last_region = self.kept.0.last_region;
+                self.state = State::restore(LIMITS, &POOLS, &self.kept.0, self.model.now).unwrap();
+                self.state.keep_changes();
+                self.note("restart: done");
+                if self.state.is_recovering() {
+                    self.note("restart: waits");
+                }
             }
             Op::HeldPages { who, region } => {
                 let id = self.region(region);
@@ -402,8 +475,11 @@ impl Pair<'_> {
 
     /// Everything that can be seen is the same on both sides.
     fn compare(&mut self) {
-        let Pair { state, model, .. } = self;
+        let Pair { state, model, kept, .. } = self;
+        let changes = state.take_changes().collect::<Vec<_>>();
+        changes.into_iter().for_each(|change| kept.note(change, state));
         state.check();
+        assert_eq!(state.is_recovering(), model.is_recovering());
         assert_eq!(state.figures(model.now), model.figures());
         for key in 0..KEYS {
             assert_eq!(state.find(digest(key)), model.lookup(key), "{key} is where it is");
@@ -430,7 +506,9 @@ fn random_operations_do_what_a_naive_model_does() {
     let seen = RefCell::new(BTreeMap::new());
     let config = Config { cases: 1024, failure_persistence: None, ..Config::default() };
     let outcome = TestRunner::new(config).run(&prop::collection::vec(ops(), 1..500), |ops| {
-        let mut pair = Pair { state: State::new(LIMITS, &POOLS), model: Model::default(), seen: &seen };
+        let (model, kept) = (Model::default(), Kept::default());
+        let mut pair = Pair { state: State::new(LIMITS, &POOLS), model, kept, seen: &seen };
+        pair.state.keep_changes();
         for op in START.iter().chain(&ops) {
             pair.step(op);
             pair.compare();

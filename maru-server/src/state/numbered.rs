@@ -36,6 +36,11 @@ impl<T> Numbered<T> {
         self.order.push(self.last);
     }
 
+    /// Goes on with this number, or a later one where it was handed out.
+    pub(super) fn skip_to(&mut self, next: u32) {
+        self.last = self.last.max(next.saturating_sub(1));
+    }
+
     pub(super) fn remove(&mut self, number: u32) -> Option<T> {
         let slot = self.index.remove(&number)?;
         let place = self.order.binary_search(&number).expect("every number of the index is in the order");

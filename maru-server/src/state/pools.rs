@@ -57,6 +57,25 @@ impl Pool {
         Some((offset, length))
     }
 
+    /// Takes this extent, if it is free.
+    fn take_at(&mut self, offset: u64, length: u64) -> bool {
+        let aligned = offset.is_multiple_of(self.granularity) && length.is_multiple_of(self.granularity);
+        let Some((&start, &free)) = self.extents.range(..=offset).next_back() else { return false };
+        let (Some(end), free_end) = (offset.checked_add(length), start + free) else { return false };
+        if !aligned || length == 0 || end > free_end {
+            return false;
+        }
+        self.extents.remove(&start);
+        if start < offset {
+            self.extents.insert(start, offset - start);
+        }
+        if end < free_end {
+            self.extents.insert(end, free_end - end);
+        }
+        self.free -= length;
+        true
+    }
+
     /// Gives back an extent that was taken.
     pub(super) fn give_back(&mut self, offset: u64, length: u64) {
         self.free += length;
@@ -151,6 +170,11 @@ impl Pools {
         })
     }
 
+    /// Takes this extent, if it is free.
+    pub(super) fn take_at(&mut self, pool: PoolId, offset: u64, length: u64) -> bool {
+        self.0.get_mut(pool.0 as usize).is_some_and(|pool| pool.take_at(offset, length))
+    }
+
     pub(super) fn give_back(&mut self, pool: PoolId, offset: u64, length: u64) {
         self.0[pool.0 as usize].give_back(offset, length);
     }
@@ -203,6 +227,22 @@ mod tests {
         assert_eq!(pool.take(60), Some((40, 60)));
         assert_eq!(pool.take(60), Some((350, 60)));
         assert_eq!(pool.take(50), Some((200, 50)));
+    }
+
+    #[test]
+    fn an_extent_is_taken_where_it_was() {
+        let mut pool = pool(1000, 10);
+        assert!(pool.take_at(300, 100));
+        for (offset, length) in
+            [(300, 100), (390, 20), (290, 20), (305, 10), (600, 5), (0, 0), (990, 20), (10, u64::MAX)]
+        {
+            assert!(!pool.take_at(offset, length), "{length} bytes at {offset}");
+        }
+        assert!(pool.take_at(0, 300) && pool.take_at(900, 100));
+        assert_eq!(pool.take(500), Some((400, 500)));
+        assert_eq!(pool.info(PoolId(0)).free, 0);
+        pool.give_back(300, 100);
+        pool.check([(0, 300), (400, 500), (900, 100)].into_iter());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU32;
 
+use super::changes::{Change, Changes};
 use super::eviction::Group;
 use super::numbered::Numbered;
 use super::pages::{Page, Pages};
@@ -165,16 +166,41 @@ impl Regions {
         self.numbered.insert(region);
     }
 
+    /// Adds a region of before a restart, owned as long as nobody says otherwise. They come in the order of their ids.
+    pub(super) fn restore(&mut self, region: Region) {
+        self.numbered.skip_to(region.id.0);
+        self.counts.regions += 1;
+        self.counts.region_bytes += region.size();
+        self.insert(region);
+    }
+
+    /// A page waits for its owner; `false` where there is none such that could.
+    pub(super) fn restore_freed(&mut self, id: RegionId, page: u32) -> bool {
+        let region = self.numbered.get_mut(id.0).expect("the caller knows that the region exists");
+        let can_be = page < region.pages.count() && region.pages.get(page) == Page::Held;
+        if can_be {
+            region.pages.free(page);
+            self.counts.freed_pages += 1;
+        }
+        can_be
+    }
+
+    /// Ids greater than this one follow.
+    pub(super) fn skip_to(&mut self, last: RegionId) {
+        self.numbered.skip_to(last.0.saturating_add(1));
+    }
+
     /// Makes a prepared region visible, unless its owner ended: then it is retired.
-    pub(super) fn commit(&mut self, id: RegionId) -> Option<RegionInfo> {
+    pub(super) fn commit(&mut self, id: RegionId, changes: &mut Changes) -> Option<RegionInfo> {
         let region = self.numbered.get_mut(id.0).filter(|region| !region.committed);
         let region = region.expect("a region is committed once, after it was begun");
         region.committed = true;
         let info = region.info();
         self.counts.regions += 1;
         self.counts.region_bytes += info.size;
+        changes.note(Change::Committed(id));
         if info.owner.is_none() {
-            self.disown(id);
+            self.disown(id, changes);
             return None;
         }
         Some(info)
@@ -221,39 +247,49 @@ impl Regions {
     }
 
     /// The entry of a page is gone.
-    pub(super) fn remove_entry(&mut self, slot: u32, page: u32, length: NonZeroU32) {
+    pub(super) fn remove_entry(&mut self, slot: u32, page: u32, length: NonZeroU32, changes: &mut Changes) {
         let region = self.numbered.at_mut(slot);
+        let id = region.id;
         region.lose_entry(length);
         if region.owner.is_some() {
             region.pages.free(page);
             self.counts.freed_pages += 1;
+            changes.note(Change::Freed { region: id, page });
         } else {
             region.pages.vacate(page);
+            changes.note(Change::Held { region: id, page });
             if region.entries == 0 {
-                let id = region.id;
-                self.retire(id);
+                self.retire(id, changes);
             }
         }
     }
 
     /// The entry of a page of an owned region is gone, and the page is the owner's at once.
-    pub(super) fn hand_back(&mut self, slot: u32, page: u32, length: NonZeroU32) -> RegionId {
+    pub(super) fn hand_back(
+        &mut self,
+        slot: u32,
+        page: u32,
+        length: NonZeroU32,
+        changes: &mut Changes,
+    ) -> RegionId {
         let region = self.numbered.at_mut(slot);
         region.lose_entry(length);
         region.pages.vacate(page);
+        changes.note(Change::Held { region: region.id, page });
         region.id
     }
 
     /// Hands the lowest freed page of an owned region back.
-    pub(super) fn take_lowest(&mut self, id: RegionId) -> Option<u32> {
+    pub(super) fn take_lowest(&mut self, id: RegionId, changes: &mut Changes) -> Option<u32> {
         let region = self.numbered.get_mut(id.0).expect("an owned region exists");
         let page = region.pages.take_lowest()?;
         self.counts.freed_pages -= 1;
+        changes.note(Change::Held { region: id, page });
         Some(page)
     }
 
     /// Takes the owner away: the region is an orphan from now on, or retired where it holds no entry.
-    pub(super) fn disown(&mut self, id: RegionId) {
+    pub(super) fn disown(&mut self, id: RegionId, changes: &mut Changes) {
         let region = self.numbered.get_mut(id.0).expect("an owned region exists");
         region.owner = None;
         region.group = None;
@@ -264,8 +300,9 @@ impl Regions {
         // There is nobody to take them back any more.
         while region.pages.take_lowest().is_some() {}
         self.counts.orphans += 1;
+        changes.note(Change::Disowned(id));
         if region.entries == 0 {
-            self.retire(id);
+            self.retire(id, changes);
         }
     }
 
@@ -288,13 +325,14 @@ impl Regions {
     }
 
     /// Ends an orphan without entries; its memory is to be released.
-    fn retire(&mut self, id: RegionId) {
+    fn retire(&mut self, id: RegionId, changes: &mut Changes) {
         let region = self.remove(id);
         self.counts.orphans -= 1;
         self.counts.regions -= 1;
         self.counts.region_bytes -= region.size();
         let Region { pool, pool_offset, extent, .. } = region;
         self.retired.push_back(RetiredRegion { id, pool, pool_offset, extent });
+        changes.note(Change::Retired(id));
     }
 
     fn remove(&mut self, id: RegionId) -> Region {

@@ -1,0 +1,66 @@
+//! What changes for good: everything that has to outlive the server's process, as values in the order in which it happened.
+
+use super::{Digest, InstanceNumber, RegionId};
+
+/// One change. Each says what is so from now on, whatever was before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// There is an instance, unless it ended again: [`State::identity`](super::State::identity) knows more of it.
+    Opened(InstanceNumber),
+    /// An instance ended. Its regions are orphans.
+    Ended(InstanceNumber),
+    /// There is a region, all of whose pages are its owner's.
+    Committed(RegionId),
+    /// A region is an orphan.
+    Disowned(RegionId),
+    /// A region is no more.
+    Retired(RegionId),
+    /// A page holds an entry.
+    Stored {
+        /// The region.
+        region: RegionId,
+        /// The page.
+        page: u32,
+        /// The entry's digest.
+        digest: Digest,
+        /// The entry's bytes.
+        length: u32,
+        /// The number of the registration.
+        generation: u32,
+    },
+    /// A page holds nothing, and waits for its owner.
+    Freed {
+        /// The region.
+        region: RegionId,
+        /// The page.
+        page: u32,
+    },
+    /// A page is with whoever owns the region.
+    Held {
+        /// The region.
+        region: RegionId,
+        /// The page.
+        page: u32,
+    },
+}
+
+/// The changes that nobody has taken yet, where somebody wants them.
+#[derive(Debug, Default)]
+pub(super) struct Changes(Option<Vec<Change>>);
+
+impl Changes {
+    /// Notes changes from now on.
+    pub(super) fn keep(&mut self) {
+        self.0.get_or_insert_default();
+    }
+
+    pub(super) fn note(&mut self, change: Change) {
+        if let Some(changes) = &mut self.0 {
+            changes.push(change);
+        }
+    }
+
+    pub(super) fn take(&mut self) -> impl Iterator<Item = Change> {
+        self.0.as_mut().map(|changes| changes.drain(..)).into_iter().flatten()
+    }
+}
