@@ -49,6 +49,8 @@ pub(crate) struct ServerProcess {
     child: Child,
     /// Collects the last lines that the server writes to stderr; ends with the server.
     stderr: Option<JoinHandle<VecDeque<String>>>,
+    /// Where the server has mounted memory, which stays when it ends.
+    mounted: Option<PathBuf>,
 }
 
 impl ServerProcess {
@@ -74,7 +76,8 @@ impl ServerProcess {
             .spawn()
             .map_err(BenchError::system(format!("start {}", binary.display())))?;
         let stderr = child.stderr.take().expect("stderr is piped");
-        let mut server = ServerProcess { child, stderr: Some(thread::spawn(|| last_lines(stderr))) };
+        let mounted = options.mount.then(|| options.pool_dir.to_owned());
+        let mut server = ServerProcess { child, stderr: Some(thread::spawn(|| last_lines(stderr))), mounted };
 
         let began = Instant::now();
         while UnixStream::connect(options.socket).is_err() {
@@ -155,6 +158,10 @@ impl ServerProcess {
 impl Drop for ServerProcess {
     fn drop(&mut self) {
         self.kill();
+        if let Some(point) = &self.mounted {
+            // An error means that the server did not come to mount it.
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+        }
     }
 }
 

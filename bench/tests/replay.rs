@@ -167,7 +167,7 @@ fn busy_conversations() -> Vec<Vec<u64>> {
     let request = |_| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let (one, two) = (random >> 33 & 0x7fff, random >> 48 & 0x7fff);
-        let conversation = one * two * 200 >> 30;
+        let conversation = (one * two * 200) >> 30;
         let turn = &mut turns[conversation as usize];
         *turn = (*turn + 1) % 20;
         let own = 1000 + conversation * 1000;

@@ -51,7 +51,7 @@ impl Flags {
     pub const PREFIX_STOP: Flags = Flags(1 << 2);
     /// On UNPIN_KV: no response is wanted.
     pub const NO_REPLY: Flags = Flags(1 << 3);
-    /// On RECLAIM_PAGES, of any region: evict cold entries of the caller where too few pages are free.
+    /// On RECLAIM_PAGES, of any region: evict cold entries of the caller where no page waits that was freed.
     pub const EVICT: Flags = Flags(1 << 4);
 
     /// On ASSERT_PINS: no further records follow, and every pin that was not listed is released.

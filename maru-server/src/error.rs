@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 
+use crate::journal::JournalError;
+use crate::state::RestoreError;
+
 /// What ends the server before its time. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -85,6 +88,17 @@ pub enum ServerError {
         size: ByteSize,
         /// What is free there.
         free: ByteSize,
+    },
+    /// What an earlier run left in the pool can't be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// What an earlier run left in the pool can't be gone on with.
+    #[error("the pool {} can't be gone on with: {source}; or discard what it holds with --fresh", .path.display())]
+    Restore {
+        /// The folder.
+        path: PathBuf,
+        /// What is in the way.
+        source: RestoreError,
     },
     /// The tmpfs could not be mounted.
     #[error("can't mount a tmpfs at {} (root may): {source}", .path.display())]

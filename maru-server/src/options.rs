@@ -33,9 +33,15 @@ pub struct Options {
     #[arg(long, value_name = "SIZE")]
     pub pool_size: Option<ByteSize>,
 
-    /// Mount a tmpfs with huge pages at this folder and use it as the pool (needs root); it is unmounted at the end.
+    /// Mount a tmpfs with huge pages at this folder and use it as the pool (needs root). It stays mounted
+    /// at the end, with the chunks in it; unmounting it gives the memory back.
     #[arg(long, value_name = "DIR", conflicts_with = "pool_dir", requires = "pool_size")]
     pub pool_mount: Option<PathBuf>,
+
+    /// Discard what an earlier run left in the pool. Otherwise the server goes on from it: the same keys, the same regions,
+    /// the same sessions.
+    #[arg(long)]
+    pub fresh: bool,
 
     /// How long an instance without a connection keeps its pins and its regions.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]

@@ -15,11 +15,12 @@ use zerocopy::FromZeros;
 use zerocopy::little_endian::U64;
 
 use crate::counters::{Counters, SystemCalls};
+use crate::journal::{Journal, PageTable};
 use crate::output::Output;
 use crate::state::{
-    AllocError, DeleteError, Digest, Figures, InstanceNumber, Limits, Location, PinError, PinKind, PoolId,
-    PoolSpec, RegionId, RegionInfo, Registered, Request, RetiredRegion, ReturnError, State, Token,
-    UnpinError,
+    AllocError, Change, DeleteError, Digest, Figures, InstanceNumber, Limits, Location, PinError, PinKind,
+    PoolId, PoolSpec, RegionId, RegionInfo, Registered, Request, RestoreError, RetiredRegion, ReturnError,
+    Saved, State, Token, UnpinError,
 };
 
 /// Records whose memory is brought near together: enough to hide how long memory takes, few enough to stay near.
@@ -117,6 +118,9 @@ pub struct Service {
     state: State,
     config: ServiceConfig,
     counters: Counters,
+    journal: Option<Journal>,
+    /// What is being written down; kept for its memory.
+    changes: Vec<Change>,
     stopping: bool,
 }
 
@@ -155,11 +159,43 @@ impl From<ReturnError> for Refused {
 }
 
 impl Service {
-    /// A service with an empty directory.
+    /// A service with an empty directory, of which nothing is kept.
     pub fn new(config: ServiceConfig) -> Service {
         let pools = config.pools.iter().map(|pool| pool.spec).collect::<Vec<_>>();
         let state = State::new(config.limits, &pools);
-        Service { state, config, counters: Counters::default(), stopping: false }
+        Service::of(state, config, None)
+    }
+
+    /// A service that goes on from what was saved, and keeps what changes. The journal's digest key takes the place of the
+    /// configured one.
+    ///
+    /// # Errors
+    /// [`RestoreError`].
+    pub fn restore(
+        mut config: ServiceConfig,
+        journal: Journal,
+        saved: &Saved,
+        now: Duration,
+    ) -> Result<Service, RestoreError> {
+        let pools = config.pools.iter().map(|pool| pool.spec).collect::<Vec<_>>();
+        let mut state = State::restore(config.limits, &pools, saved, now)?;
+        state.keep_changes();
+        config.digest_key = journal.digest_key();
+        Ok(Service::of(state, config, Some(journal)))
+    }
+
+    fn of(state: State, config: ServiceConfig, journal: Option<Journal>) -> Service {
+        let (counters, changes) = (Counters::default(), Vec::new());
+        Service { state, config, counters, journal, changes, stopping: false }
+    }
+
+    /// Writes down what has changed; to be called before anybody learns of it.
+    fn keep(&mut self) {
+        let Some(journal) = &mut self.journal else { return };
+        self.state.take_changes(&mut self.changes);
+        for change in &self.changes {
+            journal.note(change, &self.state);
+        }
     }
 
     /// The state, to be looked at.
@@ -204,7 +240,9 @@ impl Service {
 
     /// Ends the instances and the pins by name whose time is over.
     pub fn expire(&mut self, now: Duration) -> Expired {
-        Expired { instances: self.state.expire(now), pins: self.state.expire_pins(now) }
+        let expired = Expired { instances: self.state.expire(now), pins: self.state.expire_pins(now) };
+        self.keep();
+        expired
     }
 
     /// When the next instance or pin ends.
@@ -246,7 +284,9 @@ impl Service {
         now: Duration,
         out: &mut Output,
     ) -> Next {
-        match self.dispatch(session, frame, now, out) {
+        let served = self.dispatch(session, frame, now, out);
+        self.keep();
+        match served {
             Ok(next) => next,
             Err(Refused(status)) => {
                 self.answer_status(frame.header(), status, out);
@@ -260,25 +300,34 @@ impl Service {
         }
     }
 
-    /// The memory of a region is made, or not: answers the REQUEST_ALLOC that asked for it.
+    /// The memory of a region is made, and its page table where there is a journal, or not: answers the REQUEST_ALLOC that
+    /// asked for it.
     pub fn region_made(
         &mut self,
         session: &Session,
         request: &Header,
         id: RegionId,
-        made: std::io::Result<()>,
+        made: std::io::Result<Option<PageTable>>,
         out: &mut Output,
     ) -> Next {
-        if let Err(error) = made {
-            self.state.abort_region(id);
-            let full = Errno::from_io_error(&error)
-                .is_some_and(|errno| [Errno::NOSPC, Errno::NOMEM].contains(&errno));
-            tracing::warn!(region = id.0, %error, "could not make the memory of a region");
-            let status = if full { FrameStatus::NoSpace } else { FrameStatus::Internal };
-            self.answer_status(request, status, out);
-            return Next::Continue;
+        let table = match made {
+            Ok(table) => table,
+            Err(error) => {
+                self.state.abort_region(id);
+                let full = Errno::from_io_error(&error)
+                    .is_some_and(|errno| [Errno::NOSPC, Errno::NOMEM].contains(&errno));
+                tracing::warn!(region = id.0, %error, "could not make the memory of a region");
+                let status = if full { FrameStatus::NoSpace } else { FrameStatus::Internal };
+                self.answer_status(request, status, out);
+                return Next::Continue;
+            }
+        };
+        if let Some((journal, table)) = self.journal.as_mut().zip(table) {
+            journal.adopt(id, table);
         }
-        match self.state.commit_region(id) {
+        let committed = self.state.commit_region(id);
+        self.keep();
+        match committed {
             Some(info) if self.is_stale(session) => {
                 // Nobody will learn of the region.
                 if let Some(owner) = info.owner
@@ -286,6 +335,7 @@ impl Service {
                 {
                     tracing::error!(region = id.0, %error, "could not take a region back");
                 }
+                self.keep();
                 self.answer_status(request, FrameStatus::HelloRequired, out);
                 Next::Close
             }
@@ -527,9 +577,9 @@ impl Service {
             |region: RegionId, page: u32| PageRecord { region_id: region.0.into(), page_index: page.into() };
         let mut pages = Vec::new();
         self.state.reclaim(caller, region, want, |region, index| pages.push(page(region, index)))?;
-        if evict {
-            let left = want - pages.len();
-            self.state.evict(caller, left, |region, index| pages.push(page(region, index)));
+        // What was freed is had for nothing, and the caller can ask again.
+        if evict && pages.is_empty() {
+            self.state.evict(caller, want, |region, index| pages.push(page(region, index)));
         }
         out.push(ok(frame), &pages);
         self.one_frame(frame, pages.len());

@@ -29,7 +29,7 @@ fn refused_in(folder: &Path, options: &[&str]) -> String {
 }
 
 #[test]
-fn sigterm_removes_the_socket_and_the_region_files() {
+fn sigterm_removes_the_socket_and_leaves_the_pool() {
     let mut server = ServerProcess::start(&[]);
     let (mut peer, _) = Peer::greeted(&server, "a");
     let request = maru_proto::RequestAllocRequest {
@@ -44,8 +44,11 @@ fn sigterm_removes_the_socket_and_the_region_files() {
     assert!(region.exists() && server.socket().exists());
 
     assert!(server.terminate(), "the server ends with success");
-    assert!(!region.exists() && !server.socket().exists());
+    assert!(region.exists() && !server.socket().exists());
     assert!(peer.next().is_none(), "the connection is closed");
+
+    server.restart(&["--fresh"]);
+    assert!(!region.exists(), "what it holds is discarded on request");
 }
 
 #[test]
@@ -111,6 +114,18 @@ fn root_can_have_the_server_mount_a_pool_with_huge_pages() {
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(child.wait().unwrap().success());
-    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mountinfo.contains(mount.to_str().unwrap()), "it is unmounted at the end");
+    let count = || {
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        mountinfo.lines().filter(|line| line.contains(mount.to_str().unwrap())).count()
+    };
+    assert_eq!(count(), 1, "the pool outlives the server");
+
+    let mut child = command.spawn().unwrap();
+    let stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut lines = std::io::BufRead::lines(stderr).map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("serving")));
+    assert_eq!(count(), 1, "it is not mounted a second time");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).unwrap();
 }

@@ -125,6 +125,11 @@ impl ClientProcess {
         }
     }
 
+    /// The number of the process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends the process at once, as SIGKILL does.
     ///
     /// # Panics

@@ -254,7 +254,7 @@ fn a_session_that_the_server_does_not_know_has_ended() {
         "at once, from the second time on"
     );
     assert!(began.elapsed() < Duration::from_millis(500));
-    server.restart(&[]);
+    server.restart(&["--fresh"]);
     wait_until("the handler has asked", || matches!(handler.exists("chunk"), Err(Error::SessionEnded)));
     assert!(matches!(handler.alloc(PAGE).map(drop), Ok(()) | Err(Error::SessionEnded)));
     assert!(!connect(&server).exists("chunk").unwrap());

@@ -19,8 +19,9 @@ use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
 use crate::error::ServerError;
+use crate::journal::Journal;
 use crate::options::{Driver, Options};
-use crate::pool::{FolderPool, Mounted, PoolPlan};
+use crate::pool::{FolderPool, PoolPlan, mount_tmpfs};
 use crate::service::{ServedPool, Service, ServiceConfig};
 use crate::state::{Limits, PoolSpec, RetiredRegion};
 use connection::Link;
@@ -46,21 +47,13 @@ pub fn run(options: &Options) -> Result<(), ServerError> {
     raise_descriptor_limit();
     let auth = read_token(options)?;
     let runtime = ring::runtime()?;
-    let mounted = match (&options.pool_mount, options.pool_size) {
-        (Some(point), Some(size)) => Some(Mounted::tmpfs(point, size)?),
-        _ => None,
-    };
-    let path = match (&mounted, &options.pool_dir) {
-        (Some(mounted), _) => mounted.point().to_owned(),
-        (None, Some(path)) => path.clone(),
-        (None, None) => format!("/dev/shm/maru-{}", rustix::process::geteuid().as_raw()).into(),
+    let path = match (&options.pool_mount, options.pool_size, &options.pool_dir) {
+        (Some(point), Some(size), _) => mount_tmpfs(point, size)?,
+        (_, _, Some(path)) => path.clone(),
+        _ => format!("/dev/shm/maru-{}", rustix::process::geteuid().as_raw()).into(),
     };
     let pool = FolderPool::open(&PoolPlan { path, size: options.pool_size })?;
-    let result = runtime.block_on(serve(options, pool, auth));
-    // Operations that a dropped task left in the ring end with the runtime, before the pool's mount goes.
-    drop(runtime);
-    drop(mounted);
-    result
+    runtime.block_on(serve(options, pool, auth))
 }
 
 /// What all tasks share. One thread runs them, so nothing here is locked; no borrow is held over an await.
@@ -100,10 +93,6 @@ impl Shared {
 
     /// Releases the memory of regions that the state has retired, beside the serving thread.
     fn release_retired(self: &Rc<Shared>) {
-        if self.stopping.get() {
-            // The pool's folder is cleared as a whole at the end.
-            return;
-        }
         // The borrow must end before the loop's body runs.
         let next = || -> Option<RetiredRegion> { self.service.borrow_mut().next_retired() };
         while let Some(region) = next() {
@@ -129,7 +118,7 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
     let (socket, unix) = SocketFile::listen(options.socket.as_deref())?;
     let tcp = options.listen.map(Listener::tcp).transpose()?;
 
-    let mut service = Service::new(service_config(options, &pool, auth));
+    let mut service = restore(options, &pool, auth)?;
     let reactor = reactor(options, &mut service)?;
     let arrivals = reactor.is_some().then(Rc::<Arrivals>::default);
     let shared = Rc::new(Shared {
@@ -178,8 +167,9 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
     shared.service.borrow_mut().stop();
     shared.stopping.set(true);
     drain(&shared).await;
-    shared.pool.clear();
-    info!("stopped");
+    let chunks = shared.service.borrow().state().figures(shared.now()).entries;
+    let pool = shared.pool.path().display();
+    info!(%pool, chunks, "stopped; the pool keeps its chunks for the next start, and its memory is given back with the folder");
     Ok(())
 }
 
@@ -259,6 +249,27 @@ async fn enforce_greetings(shared: Rc<Shared>) {
             link.close();
         }
     }
+}
+
+/// The service, with everything that the pool's folder holds of an earlier run.
+fn restore(options: &Options, pool: &FolderPool, auth: Option<AuthToken>) -> Result<Service, ServerError> {
+    let began = Instant::now();
+    let (journal, saved) = Journal::open(pool.path(), options.max_instances, options.fresh)?;
+    let config = service_config(options, pool, auth);
+    let service = Service::restore(config, journal, &saved, Duration::ZERO)
+        .map_err(|source| ServerError::Restore { path: pool.path().to_owned(), source })?;
+    let figures = service.state().figures(Duration::ZERO);
+    if figures.regions + figures.instances > 0 {
+        let took = began.elapsed();
+        info!(
+            chunks = figures.entries,
+            regions = figures.regions,
+            instances = figures.instances,
+            ?took,
+            "restored"
+        );
+    }
+    Ok(service)
 }
 
 fn service_config(options: &Options, pool: &FolderPool, auth: Option<AuthToken>) -> ServiceConfig {

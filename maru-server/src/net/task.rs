@@ -71,8 +71,8 @@ async fn serve(connection: &mut Connection, mut left: Option<Wait>) -> io::Resul
 
 async fn make_region(connection: &mut Connection, region: RegionInfo, request: &maru_proto::Header) -> Pause {
     let shared = Rc::clone(&connection.shared);
-    let made = tokio::task::spawn_blocking(shared.pool.maker(region.id, region.extent)).await;
-    let made = made.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+    let made = tokio::task::spawn_blocking(shared.pool.maker(&region)).await;
+    let made = made.unwrap_or_else(|panic| Err(io::Error::other(panic))).map(Some);
     let at = connection.output.len();
     let mut service = shared.service.borrow_mut();
     match service.region_made(&connection.session, request, region.id, made, &mut connection.output) {

@@ -13,7 +13,8 @@ use tracing::{info, warn};
 
 use super::mount::{HugePages, Mount};
 use crate::error::ServerError;
-use crate::state::RegionId;
+use crate::journal::{PageTable, make_table, region_files, region_path, table_path};
+use crate::state::{RegionId, RegionInfo};
 
 /// Extents of a pool begin and end at multiples of a huge page, so that each can be mapped by huge pages.
 const GRANULARITY: u64 = 2 << 20;
@@ -42,7 +43,7 @@ pub struct FolderPool {
 }
 
 impl FolderPool {
-    /// Takes the folder, removes what an earlier run left in it, and counts this run.
+    /// Takes the folder, and counts this run. What an earlier run left in it stays.
     ///
     /// # Errors
     /// [`ServerError`] where the folder can't be used, is used by another server, or can't hold the size.
@@ -52,11 +53,11 @@ impl FolderPool {
         let path = plan.path.canonicalize().map_err(failed)?;
         check_path(&path)?;
         let (lock, epoch) = take_lock(&path)?;
-        remove_left_regions(&path).map_err(failed)?;
 
         let mount = Mount::of(&path).map_err(failed)?;
         let huge_pages = mount.as_ref().map_or(HugePages::Never, |mount| mount.huge_pages);
-        let free = free_bytes(&path).map_err(failed)?;
+        // What regions of an earlier run have is part of the pool.
+        let free = free_bytes(&path).and_then(|free| Ok(free + region_bytes(&path)?)).map_err(failed)?;
         let wanted = plan.size.map_or(free / 4, |size| size.as_u64());
         let size = wanted / GRANULARITY * GRANULARITY;
         if size == 0 {
@@ -93,16 +94,13 @@ impl FolderPool {
         self.epoch
     }
 
-    /// The file of a region.
-    pub fn region_path(&self, id: RegionId) -> PathBuf {
-        self.path.join(format!("region-{}", id.0))
-    }
-
-    /// What it takes to make the memory of a region, to be run where it may block.
-    pub fn maker(&self, id: RegionId, bytes: u64) -> impl FnOnce() -> io::Result<()> + Send + use<> {
-        let (path, huge_pages) = (self.region_path(id), self.huge_pages);
+    /// What it takes to make the memory of a region and its page table, to be run where it may block.
+    pub fn maker(&self, region: &RegionInfo) -> impl FnOnce() -> io::Result<PageTable> + Send + use<> {
+        let (folder, huge_pages, region) = (self.path.clone(), self.huge_pages, *region);
         move || {
-            let made = make_region(&path, bytes, huge_pages);
+            let path = region_path(&folder, region.id);
+            let made =
+                make_region(&path, region.extent, huge_pages).and_then(|()| make_table(&folder, &region));
             if made.is_err() {
                 // What was allocated so far is given back with the file.
                 let _ = std::fs::remove_file(&path);
@@ -113,11 +111,12 @@ impl FolderPool {
 
     /// What it takes to give the memory of a region back, to be run where it may block.
     pub fn releaser(&self, id: RegionId) -> impl FnOnce() -> io::Result<()> + Send + use<> {
-        let path = self.region_path(id);
+        let (path, table) = (region_path(&self.path, id), table_path(&self.path, id));
         move || {
             let file = OpenOptions::new().write(true).open(&path)?;
             let bytes = file.metadata()?.size();
             std::fs::remove_file(&path)?;
+            std::fs::remove_file(&table)?;
             // A client that still maps the file keeps its address space, not its memory. Where a file system can't
             // punch holes (hugetlbfs of old kernels), the memory goes with the last mapping.
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -133,14 +132,7 @@ impl FolderPool {
     /// # Errors
     /// What opening the file says.
     pub fn open_region(&self, id: RegionId, writable: bool) -> io::Result<File> {
-        OpenOptions::new().read(true).write(writable).open(self.region_path(id))
-    }
-
-    /// Removes the region files, since no directory outlives this server that could find anything in them.
-    pub fn clear(&self) {
-        if let Err(error) = remove_left_regions(&self.path) {
-            warn!(pool = %self.path.display(), %error, "could not remove the region files");
-        }
+        OpenOptions::new().read(true).write(writable).open(region_path(&self.path, id))
     }
 }
 
@@ -176,21 +168,11 @@ fn take_lock(path: &Path) -> Result<(File, u64), ServerError> {
     Ok((lock, epoch))
 }
 
-fn remove_left_regions(path: &Path) -> io::Result<()> {
-    let mut removed = 0;
-    for file in std::fs::read_dir(path)? {
-        let file = file?;
-        let name = file.file_name();
-        let id = name.to_str().and_then(|name| name.strip_prefix("region-"));
-        if id.is_some_and(|id| id.parse::<u32>().is_ok()) {
-            std::fs::remove_file(file.path())?;
-            removed += 1;
-        }
-    }
-    if removed > 0 {
-        info!(pool = %path.display(), removed, "removed region files that no directory knows");
-    }
-    Ok(())
+/// Bytes that the files of regions take.
+fn region_bytes(path: &Path) -> io::Result<u64> {
+    let files = region_files(path)?;
+    let sizes = files.into_iter().map(|id| std::fs::metadata(region_path(path, RegionId(id))));
+    Ok(sizes.flatten().map(|file| file.blocks() * 512).sum())
 }
 
 fn free_bytes(path: &Path) -> io::Result<u64> {
@@ -251,6 +233,7 @@ fn populate_advised(file: &File, bytes: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::{InstanceNumber, PoolId};
 
     fn plan(path: &Path, size: u64) -> PoolPlan {
         PoolPlan { path: path.to_owned(), size: Some(ByteSize(size)) }
@@ -273,36 +256,49 @@ mod tests {
         assert_eq!([epoch(), epoch(), epoch()], [1, 2, 3]);
     }
 
-    #[test]
-    fn region_files_of_an_earlier_run_are_removed_and_others_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["region-7", "region-x", "notes.txt"] {
-            std::fs::write(folder.path().join(name), b"bytes").unwrap();
+    fn region(id: u32, extent: u64) -> RegionInfo {
+        RegionInfo {
+            id: RegionId(id),
+            pool: PoolId(0),
+            pool_offset: 0,
+            size: extent,
+            extent,
+            page_size: extent,
+            owner: Some(InstanceNumber(1)),
+            pages: 1,
+            entries: 0,
+            freed_pages: 0,
+            entry_bytes: 0,
         }
-        FolderPool::open(&plan(folder.path(), 4 << 20)).unwrap();
-        let left = |name| folder.path().join(name).exists();
-        assert_eq!([left("region-7"), left("region-x"), left("notes.txt")], [false, true, true]);
     }
 
     #[test]
     fn a_region_is_allocated_in_full_and_given_back() {
         let folder = tempfile::tempdir().unwrap();
         let pool = FolderPool::open(&plan(folder.path(), 4 << 20)).unwrap();
-        pool.maker(RegionId(1), 2 << 20)().unwrap();
-        let allocated = std::fs::metadata(pool.region_path(RegionId(1))).unwrap();
+        pool.maker(&region(1, 2 << 20))().unwrap();
+        let allocated = std::fs::metadata(folder.path().join("region-1")).unwrap();
         assert_eq!((allocated.size(), allocated.blocks() * 512), (2 << 20, 2 << 20));
-        pool.maker(RegionId(1), 2 << 20)().unwrap_err();
+        pool.maker(&region(1, 2 << 20))().unwrap_err();
     }
 
     #[test]
     fn the_memory_of_a_released_region_goes_even_while_a_client_maps_it() {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let pool = FolderPool::open(&plan(folder.path(), 4 << 20)).unwrap();
-        pool.maker(RegionId(2), 4 << 20)().unwrap();
+        pool.maker(&region(2, 4 << 20))().unwrap();
         let mapped = pool.open_region(RegionId(2), true).unwrap();
         pool.releaser(RegionId(2))().unwrap();
         assert_eq!(mapped.metadata().unwrap().blocks(), 0);
-        assert!(!pool.region_path(RegionId(2)).exists());
+        assert_eq!(region_files(folder.path()).unwrap(), []);
+    }
+
+    #[test]
+    fn what_regions_of_an_earlier_run_take_does_not_make_the_pool_smaller() {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let pool = FolderPool::open(&plan(folder.path(), 4 << 20)).unwrap();
+        pool.maker(&region(1, 4 << 20))().unwrap();
+        assert_eq!(region_bytes(folder.path()).unwrap(), 4 << 20);
     }
 
     #[test]
@@ -318,8 +314,8 @@ mod tests {
     fn a_region_that_does_not_fit_leaves_nothing_behind() {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let pool = FolderPool::open(&plan(folder.path(), 4 << 20)).unwrap();
-        let refused = pool.maker(RegionId(3), 1 << 50)().unwrap_err();
+        let refused = pool.maker(&region(3, 1 << 50))().unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(Errno::NOSPC.raw_os_error()), "{refused}");
-        assert!(!pool.region_path(RegionId(3)).exists());
+        assert_eq!(region_files(folder.path()).unwrap(), []);
     }
 }

@@ -4,4 +4,4 @@ mod folder;
 mod mount;
 
 pub use folder::{FolderPool, PoolPlan};
-pub(crate) use mount::Mounted;
+pub(crate) use mount::mount_tmpfs;

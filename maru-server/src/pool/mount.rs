@@ -1,11 +1,11 @@
-//! What a folder is mounted on, and a tmpfs of the server's own.
+//! What a folder is mounted on, and how a tmpfs of the server's own is.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use tracing::{info, warn};
+use rustix::mount::{MountFlags, mount, mount_remount};
+use tracing::info;
 
 use crate::error::ServerError;
 
@@ -27,6 +27,8 @@ pub(crate) struct Mount {
     pub(crate) point: PathBuf,
     /// Its type, such as tmpfs.
     pub(crate) file_system: String,
+    /// What is mounted: a device, or a name that whoever mounted it chose.
+    pub(crate) source: String,
     /// Whether its files get huge pages.
     pub(crate) huge_pages: HugePages,
 }
@@ -51,7 +53,8 @@ impl Mount {
         let point = unescape(left.split(' ').nth(4)?);
         let mut right = right.split(' ');
         let file_system = right.next()?.to_owned();
-        let super_options = right.nth(1).unwrap_or_default();
+        let source = right.next()?.to_owned();
+        let super_options = right.next().unwrap_or_default();
         let huge_pages = match file_system.as_str() {
             "hugetlbfs" => HugePages::Always,
             _ => match super_options.split(',').find_map(|option| option.strip_prefix("huge=")) {
@@ -60,7 +63,7 @@ impl Mount {
                 _ => HugePages::Never,
             },
         };
-        Some(Mount { point: point.into(), file_system, huge_pages })
+        Some(Mount { point: point.into(), file_system, source, huge_pages })
     }
 }
 
@@ -72,47 +75,29 @@ fn unescape(text: &str) -> String {
         .fold(text.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
 }
 
-/// A tmpfs that the server mounted, and unmounts when dropped.
-#[derive(Debug)]
-pub(crate) struct Mounted {
-    point: PathBuf,
-}
+/// What a tmpfs of the server's own is called in the list of mounts.
+const SOURCE: &str = "maru";
 
-impl Mounted {
-    /// Mounts a tmpfs with huge pages of `size` bytes at `point`, which is made where it does not exist.
-    pub(crate) fn tmpfs(point: &Path, size: ByteSize) -> Result<Mounted, ServerError> {
-        let failed = |source| ServerError::Mount { path: point.to_owned(), source };
-        std::fs::create_dir_all(point).map_err(failed)?;
-        let point = point.canonicalize().map_err(failed)?;
-        // The lock file and the folder's own pages come on top of the regions.
-        let bytes = size.as_u64().saturating_add(4 << 20);
-        let options = std::ffi::CString::new(format!("size={bytes},mode=0700,huge=within_size"))
-            .expect("the options have no NUL");
-        mount(
-            "maru",
-            &point,
-            "tmpfs",
-            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-            &*options,
-        )
-        .map_err(|errno| failed(errno.into()))?;
+/// Mounts a tmpfs with huge pages for a pool of `size` bytes at `point`, which is made where it does not exist, and says
+/// where that is. One that an earlier run has mounted there stays, with what is in it.
+pub(crate) fn mount_tmpfs(point: &Path, size: ByteSize) -> Result<PathBuf, ServerError> {
+    let failed = |source| ServerError::Mount { path: point.to_owned(), source };
+    std::fs::create_dir_all(point).map_err(failed)?;
+    let point = point.canonicalize().map_err(failed)?;
+    // Page tables and the folder's own pages come on top of the regions.
+    let bytes = size.as_u64().saturating_add(size.as_u64() / 128).saturating_add(4 << 20);
+    let options = std::ffi::CString::new(format!("size={bytes},mode=0700,huge=within_size"))
+        .expect("the options have no NUL");
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let found = Mount::of(&point).map_err(failed)?;
+    if found.is_some_and(|mount| mount.point == point && mount.source == SOURCE) {
+        mount_remount(&point, flags, &*options).map_err(|errno| failed(errno.into()))?;
+        info!(point = %point.display(), "using the tmpfs that is mounted already");
+    } else {
+        mount(SOURCE, &point, "tmpfs", flags, &*options).map_err(|errno| failed(errno.into()))?;
         info!(point = %point.display(), "mounted a tmpfs with huge pages");
-        Ok(Mounted { point })
     }
-
-    /// Where it is mounted.
-    pub(crate) fn point(&self) -> &Path {
-        &self.point
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        // Lazily: clients that still map a region keep its memory until they let go of it.
-        if let Err(error) = unmount(&self.point, UnmountFlags::DETACH) {
-            warn!(point = %self.point.display(), %error, "could not unmount the pool");
-        }
-    }
+    Ok(point)
 }
 
 #[cfg(test)]
@@ -129,14 +114,15 @@ mod tests {
 
     #[test]
     fn the_mount_of_a_folder_says_whether_there_are_huge_pages() {
-        for (path, point, file_system, huge_pages) in [
-            ("/dev/shm/maru-0", "/dev/shm", "tmpfs", HugePages::Never),
-            ("/mnt/huge", "/mnt/huge", "tmpfs", HugePages::Always),
-            ("/mnt/advised pool/a", "/mnt/advised pool", "tmpfs", HugePages::Advised),
-            ("/mnt/huge2m", "/mnt/huge2m", "hugetlbfs", HugePages::Always),
-            ("/mnt/hug", "/", "ext4", HugePages::Never),
+        for (path, point, file_system, source, huge_pages) in [
+            ("/dev/shm/maru-0", "/dev/shm", "tmpfs", "tmpfs", HugePages::Never),
+            ("/mnt/huge", "/mnt/huge", "tmpfs", "maru", HugePages::Always),
+            ("/mnt/advised pool/a", "/mnt/advised pool", "tmpfs", "maru", HugePages::Advised),
+            ("/mnt/huge2m", "/mnt/huge2m", "hugetlbfs", "none", HugePages::Always),
+            ("/mnt/hug", "/", "ext4", "/dev/vda", HugePages::Never),
         ] {
-            let expected = Mount { point: point.into(), file_system: file_system.into(), huge_pages };
+            let (file_system, source) = (file_system.into(), source.into());
+            let expected = Mount { point: point.into(), file_system, source, huge_pages };
             assert_eq!(Mount::find(Path::new(path), MOUNTINFO), Some(expected), "{path}");
         }
     }

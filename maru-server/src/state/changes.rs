@@ -60,7 +60,11 @@ impl Changes {
         }
     }
 
-    pub(super) fn take(&mut self) -> impl Iterator<Item = Change> {
-        self.0.as_mut().map(|changes| changes.drain(..)).into_iter().flatten()
+    /// Exchanges them for an empty list.
+    pub(super) fn take(&mut self, into: &mut Vec<Change>) {
+        into.clear();
+        if let Some(changes) = &mut self.0 {
+            std::mem::swap(changes, into);
+        }
     }
 }

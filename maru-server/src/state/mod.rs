@@ -35,6 +35,7 @@ pub use changes::Change;
 pub use directory::{DeleteError, PinError, Registered, UnpinError};
 pub use instances::{LimitReached, Usage};
 pub use ledger::PinKind;
+pub(crate) use numbered::Scatter;
 pub use pools::{PoolInfo, PoolSpec};
 pub use regions::{RegionInfo, RetiredRegion};
 pub use request::Request;

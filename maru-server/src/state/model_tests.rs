@@ -476,7 +476,8 @@ impl Pair<'_> {
     /// Everything that can be seen is the same on both sides.
     fn compare(&mut self) {
         let Pair { state, model, kept, .. } = self;
-        let changes = state.take_changes().collect::<Vec<_>>();
+        let mut changes = Vec::new();
+        state.take_changes(&mut changes);
         changes.into_iter().for_each(|change| kept.note(change, state));
         state.check();
         assert_eq!(state.is_recovering(), model.is_recovering());

@@ -85,7 +85,7 @@ impl<T> Numbered<T> {
 
 /// Hashes numbers that the server itself gives out, so nobody can aim a collision: one multiplication.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Scatter;
+pub(crate) struct Scatter;
 
 impl BuildHasher for Scatter {
     type Hasher = ScatterHasher;
@@ -97,7 +97,7 @@ impl BuildHasher for Scatter {
 
 /// The hasher of [`Scatter`].
 #[derive(Debug)]
-pub(super) struct ScatterHasher(u64);
+pub(crate) struct ScatterHasher(u64);
 
 impl Hasher for ScatterHasher {
     fn write_u32(&mut self, number: u32) {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::changes::Change;
 use super::eviction::{Chain, EvictionPolicy};
 use super::instances::Instance;
 use super::pages::{Page, Pages};
@@ -163,9 +164,9 @@ impl State {
         self.changes.keep();
     }
 
-    /// What has changed since the last time; nothing where changes are not noted.
-    pub fn take_changes(&mut self) -> impl Iterator<Item = super::Change> {
-        self.changes.take()
+    /// Makes a list what has changed since the last time; nothing where changes are not noted.
+    pub fn take_changes(&mut self, into: &mut Vec<Change>) {
+        self.changes.take(into);
     }
 
     fn restore_instances(&mut self, saved: &Saved, grace_end: Duration) -> Result<(), RestoreError> {

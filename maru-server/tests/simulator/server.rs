@@ -258,7 +258,7 @@ impl Server {
         let result = match made {
             Made::Yes => {
                 memory.make(region.id.0, region.page_size, region.pages);
-                Ok(())
+                Ok(None)
             }
             Made::NoSpace => Err(io::Error::from(Errno::NOSPC)),
             Made::Broken => Err(io::Error::other("broken")),

@@ -1,0 +1,243 @@
+//! The page table of one region in a file: who has each page, and which entry is in it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use memmap2::MmapMut;
+use rustix::fs::{FallocateFlags, fallocate, fstatfs, ftruncate};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{FORMAT, JournalError, damaged, failed, map};
+use crate::state::{Digest, InstanceNumber, PoolId, RegionId, RegionInfo, SavedEntry, SavedRegion};
+
+const MAGIC: [u8; 8] = *b"MARUPAGE";
+
+/// The region is being made: nobody knows of it. What a file begins as.
+const MAKING: u32 = 0;
+const OWNED: u32 = 1;
+const ORPHAN: u32 = 2;
+const RETIRED: u32 = 3;
+
+/// The page is with whoever owns the region. What a page begins as.
+const HELD: u32 = 0;
+const FREED: u32 = 1;
+const ENTRY: u32 = 2;
+
+/// What is known of the region. The state is written last, and alone changes.
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+struct Head {
+    magic: [u8; 8],
+    format: u32,
+    region: u32,
+    page_size: u64,
+    pool_offset: u64,
+    extent: u64,
+    pool: u32,
+    pages: u32,
+    owner: u32,
+    /// Of all fields before it.
+    crc: u32,
+    state: AtomicU32,
+    reserved: [u8; 4],
+}
+
+/// What is known of one page. The state is written last.
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+struct Record {
+    digest: [u8; 16],
+    length: u32,
+    generation: u32,
+    /// Of the fields before it, the region and the page.
+    crc: u32,
+    state: AtomicU32,
+}
+
+const HEAD: usize = size_of::<Head>();
+const RECORD: usize = size_of::<Record>();
+const _: () = assert!(HEAD == 64 && RECORD == 32);
+
+/// The page table of a region, mapped.
+#[derive(Debug)]
+pub struct PageTable {
+    map: MmapMut,
+    region: u32,
+}
+
+impl PageTable {
+    /// Makes the table of a region that is being made. All pages are held.
+    pub(super) fn create(path: &Path, region: &RegionInfo) -> io::Result<PageTable> {
+        let file = open(OpenOptions::new().create_new(true), path)?;
+        let bytes = rounded(&file, HEAD as u64 + u64::from(region.pages) * RECORD as u64)?;
+        ftruncate(&file, bytes)?;
+        // A full file system is an error here, and never a signal later.
+        fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
+        let mut table = PageTable { map: map(&file)?, region: region.id.0 };
+        let head = table.head();
+        head.magic = MAGIC;
+        head.format = FORMAT;
+        head.region = region.id.0;
+        head.page_size = region.page_size;
+        head.pool_offset = region.pool_offset;
+        head.extent = region.extent;
+        head.pool = region.pool.0;
+        head.pages = region.pages;
+        head.owner = region.owner.map_or(0, |owner| owner.0);
+        head.crc = head.sum();
+        Ok(table)
+    }
+
+    /// Opens the table of a region, if the region was committed and not retired.
+    pub(super) fn open(path: &Path, id: RegionId) -> Result<Option<(PageTable, SavedRegion)>, JournalError> {
+        let file = match open(&mut OpenOptions::new(), path) {
+            Ok(file) => file,
+            // The memory is made first, and removed last.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(path)(error)),
+        };
+        let bytes = file.metadata().map_err(failed(path))?.len();
+        if bytes < HEAD as u64 {
+            // It was being made.
+            return Ok(None);
+        }
+        let mut table = PageTable { map: map(&file).map_err(failed(path))?, region: id.0 };
+        let head = table.head();
+        let state = head.state.load(Ordering::Acquire);
+        let (format, is_sound) = (head.format, head.crc == head.sum() && head.region == id.0);
+        if matches!(state, MAKING | RETIRED) {
+            return Ok(None);
+        }
+        if head.magic != MAGIC {
+            return damaged(path, "it does not begin as a page table does");
+        }
+        if format != FORMAT {
+            return Err(JournalError::Version { path: path.to_owned(), found: format });
+        }
+        if !is_sound || !matches!(state, OWNED | ORPHAN) {
+            return damaged(path, "its head is not what was written");
+        }
+        if HEAD as u64 + u64::from(head.pages) * RECORD as u64 > bytes {
+            return damaged(path, "it is too short");
+        }
+        let mut region = SavedRegion {
+            id,
+            owner: (state == OWNED).then_some(InstanceNumber(head.owner)),
+            page_size: head.page_size,
+            pages: head.pages,
+            pool: PoolId(head.pool),
+            pool_offset: head.pool_offset,
+            extent: head.extent,
+            freed: Vec::new(),
+            entries: Vec::new(),
+        };
+        for (page, record) in (0..region.pages).zip(table.records()) {
+            match record.state.load(Ordering::Acquire) {
+                HELD => {}
+                FREED => region.freed.push(page),
+                ENTRY if record.crc == record.sum(id.0, page) => region.entries.push(SavedEntry {
+                    page,
+                    digest: Digest::from(record.digest),
+                    length: record.length,
+                    generation: record.generation,
+                }),
+                _ => return damaged(path, format!("the record of page {page} is not what was written")),
+            }
+        }
+        Ok(Some((table, region)))
+    }
+
+    /// The region is there, and its owner's.
+    pub(super) fn commit(&mut self) {
+        self.head().state.store(OWNED, Ordering::Release);
+    }
+
+    /// The region's owner is gone.
+    pub(super) fn disown(&mut self) {
+        self.head().state.store(ORPHAN, Ordering::Release);
+    }
+
+    /// The region is no more.
+    pub(super) fn retire(&mut self) {
+        self.head().state.store(RETIRED, Ordering::Release);
+    }
+
+    /// A page that was held holds an entry.
+    pub(super) fn store(&mut self, page: u32, digest: Digest, length: u32, generation: u32) {
+        let region = self.region;
+        let record = self.record(page);
+        record.digest = digest.0.to_le_bytes();
+        record.length = length;
+        record.generation = generation;
+        record.crc = record.sum(region, page);
+        record.state.store(ENTRY, Ordering::Release);
+    }
+
+    /// A page waits for its owner.
+    pub(super) fn free(&mut self, page: u32) {
+        self.record(page).state.store(FREED, Ordering::Release);
+    }
+
+    /// A page is with whoever owns the region.
+    pub(super) fn hold(&mut self, page: u32) {
+        self.record(page).state.store(HELD, Ordering::Release);
+    }
+
+    fn head(&mut self) -> &mut Head {
+        Head::mut_from_bytes(&mut self.map[..HEAD]).expect("a mapping is aligned, and longer than a head")
+    }
+
+    fn records(&mut self) -> &mut [Record] {
+        let whole = (self.map.len() - HEAD) / RECORD * RECORD;
+        let records = &mut self.map[HEAD..HEAD + whole];
+        <[Record]>::mut_from_bytes(records).expect("records are aligned behind the head")
+    }
+
+    fn record(&mut self, page: u32) -> &mut Record {
+        let at = HEAD + page as usize * RECORD;
+        Record::mut_from_bytes(&mut self.map[at..at + RECORD]).expect("records are aligned behind the head")
+    }
+}
+
+impl Head {
+    fn sum(&self) -> u32 {
+        #[derive(IntoBytes, Immutable)]
+        #[repr(C)]
+        struct Summed {
+            magic: [u8; 8],
+            numbers: [u64; 3],
+            words: [u32; 6],
+        }
+        let summed = Summed {
+            magic: self.magic,
+            numbers: [self.page_size, self.pool_offset, self.extent],
+            words: [self.format, self.region, self.pool, self.pages, self.owner, 0],
+        };
+        crc32fast::hash(summed.as_bytes())
+    }
+}
+
+impl Record {
+    fn sum(&self, region: u32, page: u32) -> u32 {
+        let mut bytes = [0; 32];
+        bytes[..16].copy_from_slice(&self.digest);
+        for (place, word) in bytes[16..].chunks_exact_mut(4).zip([self.length, self.generation, region, page])
+        {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        crc32fast::hash(&bytes)
+    }
+}
+
+fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    options.read(true).write(true).mode(0o600).open(path)
+}
+
+/// As many bytes as whole blocks of the file system have: huge pages, where it has no others.
+pub(super) fn rounded(file: &File, bytes: u64) -> io::Result<u64> {
+    let block = u64::try_from(fstatfs(file)?.f_bsize).unwrap_or(4096).max(4096);
+    Ok(bytes.next_multiple_of(block))
+}
