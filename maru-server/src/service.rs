@@ -637,7 +637,7 @@ impl Service {
         let mut request = Request::new(caller, now, records.len());
         let statuses = out.push_statuses(ok(frame), records.len());
         for (n, (record, status)) in records.iter().zip(statuses).enumerate() {
-            self.look_ahead(records, n, |record| digest(&record.digest));
+            self.look_ahead_at_all(records, n, |record| digest(&record.digest));
             let region = RegionId(record.region_id.get());
             let (offset, length) = (record.offset.get(), record.length.get());
             let digest = digest(&record.digest);
@@ -694,7 +694,7 @@ impl Service {
         locations[tried..].fill(LocationRecord::without(RecordStatus::Skipped));
         // What is asked for and not there is likely to be stored next, and continues what stands before it.
         for (n, key) in digests.iter().enumerate().skip(tried) {
-            self.look_ahead(digests, n, digest);
+            self.look_ahead_at_all(digests, n, digest);
             self.state.pass_over(&mut request, digest(key));
         }
         self.counters.looked_up(hits, tried - hits);
@@ -722,7 +722,7 @@ impl Service {
         let digests = frame.records::<KeyDigest>()?;
         let statuses = out.push_statuses(ok(frame), digests.len());
         for (n, (key, status)) in digests.iter().zip(statuses).enumerate() {
-            self.look_ahead(digests, n, digest);
+            self.look_ahead_at_all(digests, n, digest);
             *status = match self.state.delete(digest(key)) {
                 Ok(()) => RecordStatus::Ok,
                 Err(DeleteError::NotFound) => RecordStatus::NotFound,
@@ -830,6 +830,13 @@ impl Service {
     fn look_ahead<R>(&self, records: &[R], n: usize, digest: impl Fn(&R) -> Digest + Clone) {
         if n.is_multiple_of(LOOK_AHEAD) && records.len() > 1 {
             self.state.prefetch(records[n..].iter().take(LOOK_AHEAD).map(digest));
+        }
+    }
+
+    /// The same for operations that add or remove entries, or don't find them.
+    fn look_ahead_at_all<R>(&self, records: &[R], n: usize, digest: impl Fn(&R) -> Digest + Clone) {
+        if n.is_multiple_of(LOOK_AHEAD) && records.len() > 1 {
+            self.state.prefetch_all(records[n..].iter().take(LOOK_AHEAD).map(digest));
         }
     }
 

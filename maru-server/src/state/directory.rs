@@ -269,6 +269,12 @@ impl State {
         self.directory.prefetch(digests);
     }
 
+    /// The same for operations that add or remove entries, or don't find them.
+    pub fn prefetch_all(&self, digests: impl Iterator<Item = Digest> + Clone) {
+        digests.clone().for_each(|digest| self.policy.prefetch(digest));
+        self.directory.prefetch(digests);
+    }
+
     /// Where the entry of a digest is. That somebody asked changes nothing.
     pub fn find(&self, digest: Digest) -> Option<Location> {
         self.directory.find(digest).map(|slot| self.location(slot))

@@ -242,6 +242,11 @@ impl EvictionPolicy for ExpectedReuse {
         self.asked.put(digest, chain.previous());
     }
 
+    fn prefetch(&self, digest: Digest) {
+        self.history.prefetch(digest);
+        self.asked.prefetch(digest);
+    }
+
     fn unpin(&mut self, entries: &mut impl Entries<Mark>, slot: u32) {
         if entries.mark(slot).place == Place::Unlisted {
             self.list(entries, slot);

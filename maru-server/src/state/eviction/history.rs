@@ -4,6 +4,7 @@
 //! that once in some ten million times one is taken for another, which costs a poor choice and nothing else.
 
 use super::super::Digest;
+use super::super::index::prefetch;
 use super::class::CLASSES;
 use super::place_of;
 
@@ -53,8 +54,17 @@ impl History {
         *oldest = Record { last, tag: tag | u32::from(class) };
     }
 
+    /// Has what is known of a digest brought near.
+    pub(super) fn prefetch(&self, digest: Digest) {
+        prefetch(&self.lines[self.place_of(digest)]);
+    }
+
+    fn place_of(&self, digest: Digest) -> usize {
+        place_of(digest) & (self.lines.len() - 1)
+    }
+
     fn find(&mut self, digest: Digest) -> (&mut Line, u32) {
-        let place = place_of(digest) & (self.lines.len() - 1);
+        let place = self.place_of(digest);
         let tag = (digest.0 >> 96) as u32 & TAG;
         (&mut self.lines[place], tag.max(CLASS + 1))
     }

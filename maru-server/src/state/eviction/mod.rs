@@ -120,6 +120,9 @@ pub trait EvictionPolicy: Debug {
     /// A digest was asked for and has no entry.
     fn miss(&mut self, entries: &mut impl Entries<Self::Mark>, digest: Digest, chain: &Chain);
 
+    /// Has what an insert, a miss or a removal will read besides the entry brought near.
+    fn prefetch(&self, digest: Digest);
+
     /// The last pin of an entry was released.
     fn unpin(&mut self, entries: &mut impl Entries<Self::Mark>, slot: u32);
 
