@@ -90,6 +90,17 @@ impl ServerProcess {
         Ok(server)
     }
 
+    /// Kills the server, as `kill -9` does, and starts another in its place.
+    ///
+    /// # Errors
+    /// Those of [`ServerProcess::start`].
+    pub(crate) fn restart(&mut self, options: &ServerOptions<'_>) -> Result<(), BenchError> {
+        self.check()?;
+        self.kill();
+        *self = ServerProcess::start(options)?;
+        Ok(())
+    }
+
     /// Makes sure that the server still runs.
     ///
     /// # Errors

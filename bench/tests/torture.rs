@@ -105,6 +105,27 @@ fn clients_that_are_killed_break_no_promise() {
 }
 
 #[test]
+fn a_server_that_is_killed_loses_nothing_that_it_acknowledged() {
+    let folders = Folders::new();
+    // A pool in which nothing has to go, so that whatever is gone is lost.
+    let roomy = ["--keys", "256", "--pool-size", "128MiB"];
+    let arguments =
+        ["--duration", "6s", "--kill-server", "250ms", "--grace", "200ms", "--json", "result.json"];
+    let output = folders.torture(&[&roomy[..], &arguments].concat()).output().unwrap();
+    let json = fs::read_to_string(folders.files.path().join("result.json")).unwrap();
+    assert!(output.status.success(), "{}: {json}", stderr(&output));
+    let json = serde_json::from_str::<Value>(&json).unwrap();
+    for promise in ["wrong_bytes", "leaked_pins", "leaked_pages", "lost_acknowledged", "evictions"] {
+        assert_eq!(json[promise], 0, "{promise}");
+    }
+    assert!(json["server_kills"].as_u64().unwrap() >= 10, "{json}");
+    assert!(json["client_kills"].as_u64().unwrap() >= 10, "{json}");
+    assert!(json["resume"]["count"].as_u64().unwrap() > json["server_kills"].as_u64().unwrap(), "{json}");
+    assert!(json["outcomes"]["store"]["stored"].as_u64().unwrap() > 100, "{json}");
+    assert!(folders.pool_is_empty());
+}
+
+#[test]
 fn clients_do_not_outlive_a_supervisor_that_is_killed() {
     let folders = Folders::new();
     let mut run =

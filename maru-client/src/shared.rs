@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use maru_proto::{
     AllocationFilter, DigestKey, FrameStatus, GetRegionRequest, KeyDigest, RegionRecord, RequestAllocRequest,
@@ -63,6 +63,7 @@ pub(crate) struct Shared {
     link: RwLock<Arc<Link>>,
     /// Whether the link is of use.
     phase: Mutex<Phase>,
+    outages: Mutex<Outages>,
     /// Tells those who block, and those who await, that the phase may have changed.
     phase_changed: (Condvar, Notify),
     /// Requests and writes of the links before.
@@ -82,6 +83,14 @@ pub(crate) struct Shared {
     /// Own regions that were given back.
     pub(crate) returned: Mutex<HashSet<u32>>,
     pub(crate) bell: Arc<Bell>,
+}
+
+/// The times that the session was without connections.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outages {
+    pub(crate) count: u64,
+    /// How long the last one took.
+    pub(crate) last: Duration,
 }
 
 /// The part of the handler that a connection reaches back into.
@@ -143,6 +152,7 @@ impl Shared {
             terms,
             link: RwLock::new(Arc::new(link)),
             phase: Mutex::new(Phase::Up),
+            outages: Mutex::default(),
             phase_changed: (Condvar::new(), Notify::new()),
             before: (AtomicU64::new(0), AtomicU64::new(0)),
             pool_paths: Mutex::default(),
@@ -183,7 +193,17 @@ impl Shared {
         );
         self.before.0.fetch_add(before.rpcs(), Ordering::Relaxed);
         self.before.1.fetch_add(before.async_writes(), Ordering::Relaxed);
+        if let Phase::Down(since) = self.phase() {
+            let mut outages = lock(&self.outages);
+            outages.count += 1;
+            outages.last = since.elapsed();
+        }
         self.set_phase(Phase::Up);
+    }
+
+    /// When the session was without connections.
+    pub(crate) fn outages(&self) -> Outages {
+        *lock(&self.outages)
     }
 
     /// Whether the session can be used.

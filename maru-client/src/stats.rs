@@ -1,5 +1,7 @@
 //! Figures: the server's, and the handler's own.
 
+use std::time::Duration;
+
 use maru_proto::{Opcode, StatKind, StatRecord};
 
 /// The server's figures, as of one moment.
@@ -48,4 +50,8 @@ pub struct ClientStats {
     pub free_pages: u64,
     /// Regions that are mapped, own and foreign.
     pub mapped_regions: usize,
+    /// How often the session went on on new connections after one was lost.
+    pub resumes: u64,
+    /// How long the last of these times took, from when the loss was noticed.
+    pub last_outage: Duration,
 }

@@ -8,6 +8,12 @@ use clap::{Args, ValueEnum};
 
 use super::chunk_size;
 use super::measure::Driver;
+use crate::torture::PRIVATE;
+
+/// Pools are at least so large: a region for each of a few clients.
+const POOL_MIN: u64 = 16 << 20;
+/// How many times as large as all chunks a pool is in which nothing has to go.
+const ROOMY: u64 = 4;
 
 /// Torture a server: client processes do everything at random in a pool that is far too small, and get killed.
 ///
@@ -15,6 +21,7 @@ use super::measure::Driver;
 /// read is checked. At the end everything that was promised is checked: no pin and no page is lost, and what was
 /// acknowledged is there. Ends with an error when a promise was broken.
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 pub(crate) struct TortureArgs {
     /// How long.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
@@ -44,6 +51,10 @@ pub(crate) struct TortureArgs {
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
     pub(crate) kill_every: Duration,
 
+    /// How often the server is killed as well, at random moments, and started again on its pool [default: never].
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) kill_server: Option<Duration>,
+
     /// How long the server lets an instance without a connection keep its pins and its regions.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     pub(crate) grace: Duration,
@@ -62,6 +73,19 @@ pub(crate) struct TortureArgs {
 }
 
 impl TortureArgs {
+    /// Bytes of the pool.
+    pub(crate) fn pool_bytes(&self) -> u64 {
+        let default = (u64::from(self.keys) * self.chunk_size as u64 / 4).max(POOL_MIN);
+        self.pool_size.map_or(default, |size| size.as_u64())
+    }
+
+    /// Whether the pool is so small that entries may have to go. Regions are emptied in no order, so that much of a pool may
+    /// be in regions of the dead.
+    pub(crate) fn may_evict(&self) -> bool {
+        let chunks = u64::from(self.keys) + u64::from(self.processes) * u64::from(PRIVATE);
+        self.pool_bytes() < ROOMY * chunks * self.chunk_size as u64
+    }
+
     /// Further options of the server.
     pub(crate) fn server_options(&self) -> Vec<String> {
         let mut options = vec!["--grace".to_owned(), humantime::format_duration(self.grace).to_string()];
@@ -99,6 +123,14 @@ pub(crate) struct TortureClientArgs {
     /// What its choices follow from.
     #[arg(long)]
     pub(crate) seed: u64,
+
+    /// Whether the server may be killed at any time.
+    #[arg(long)]
+    pub(crate) server_dies: bool,
+
+    /// Whether the pool is so small that entries may have to go.
+    #[arg(long)]
+    pub(crate) may_evict: bool,
 }
 
 #[cfg(test)]

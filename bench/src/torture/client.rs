@@ -55,6 +55,8 @@ impl Client {
             .args(["--keys", &args.keys.to_string()])
             .args(["--chunk-size", &args.chunk_size.to_string()])
             .args(["--seed", &seed.to_string()])
+            .args(args.kill_server.map(|_| "--server-dies"))
+            .args(args.may_evict().then_some("--may-evict"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -56,6 +56,8 @@ names! {
         Skipped = "skipped",
         /// It was there, nobody deleted it, and the server has evicted some.
         Evicted = "evicted",
+        /// The server died over it.
+        Died = "died",
         /// The caller did not wait for the answer.
         GivenUp = "given_up",
     }
@@ -76,6 +78,8 @@ pub(super) struct Counts {
     pub(super) leaked_pages: u64,
     /// Chunks that had to be there, and were not.
     pub(super) lost_acknowledged: u64,
+    /// How long sessions were without the server each time, µs.
+    pub(super) outages_us: Vec<u64>,
     /// Keys and pages by what was asked for and what came of it.
     pub(super) outcomes: BTreeMap<Operation, BTreeMap<Outcome, u64>>,
 }
@@ -96,6 +100,7 @@ impl Counts {
         self.leaked_pins += other.leaked_pins;
         self.leaked_pages += other.leaked_pages;
         self.lost_acknowledged += other.lost_acknowledged;
+        self.outages_us.extend(&other.outages_us);
         for (operation, outcomes) in &other.outcomes {
             outcomes.iter().for_each(|(outcome, count)| self.add(*operation, *outcome, *count));
         }

@@ -8,7 +8,7 @@ use crate::mix::mix;
 /// Keys of a chain, which is asked for from its beginning on.
 pub(super) const CHAIN: u64 = 16;
 /// Keys that each client has for itself.
-pub(super) const PRIVATE: u16 = 16;
+pub(crate) const PRIVATE: u16 = 16;
 /// Marks a key that one client has for itself.
 const PRIVATE_MARK: u64 = 1 << 63;
 /// Lengths are multiples of this: content is made of whole words.

@@ -17,5 +17,6 @@ mod report;
 mod supervisor;
 mod worker;
 
+pub(crate) use key::PRIVATE;
 pub(crate) use supervisor::run;
 pub(crate) use worker::run as work;

@@ -11,7 +11,7 @@ use super::holdings::Guard;
 use super::key::{CHAIN, Key, PRIVATE};
 use super::later::{give_up, wait};
 use super::protocol::{Message, Private};
-use super::worker::Worker;
+use super::worker::{OUTAGE_LIMIT, Worker};
 use crate::error::BenchError;
 
 /// How long the client's own figures and the server's may differ: released pins and late answers are on their way.
@@ -159,13 +159,16 @@ impl Worker<'_> {
             1..6 => {
                 let mut outcomes = Vec::with_capacity(keys.len());
                 for (name, page) in names.into_iter().zip(pages) {
-                    outcomes.push(Ok(self.call(Operation::Store, |maru| maru.store(name, page))?));
+                    let stored = self.attempt(Operation::Store, |maru| maru.store(name, page))?;
+                    outcomes.push(Ok(stored.unwrap_or(Stored::AlreadyExists)));
                 }
-                outcomes
+                Some(outcomes)
             }
-            6..9 => self.call(Operation::Store, |maru| wait(maru.batch_store_async(&names, pages)))?,
-            _ => self.call(Operation::Store, |maru| maru.batch_store(&names, pages))?,
+            6..9 => self.attempt(Operation::Store, |maru| wait(maru.batch_store_async(&names, pages)))?,
+            _ => self.attempt(Operation::Store, |maru| maru.batch_store(&names, pages))?,
         };
+        // What became of them is not known where the server died.
+        let Some(outcomes) = outcomes else { return Ok(()) };
         for (key, outcome) in keys.iter().zip(outcomes) {
             match outcome {
                 Ok(Stored::Stored) => {
@@ -215,6 +218,10 @@ impl Worker<'_> {
                 },
             ) => {
                 self.log.add(Operation::Alloc, Outcome::PoolExhausted, 1);
+                Ok(None)
+            }
+            Err(Error::ConnectionLost) if self.args.server_dies => {
+                self.log.add(Operation::Alloc, Outcome::Died, 1);
                 Ok(None)
             }
             Err(error) => Err(failed(Operation::Alloc)(error)),
@@ -283,6 +290,10 @@ impl Worker<'_> {
         }
         let length = 1 + self.below(4);
         let keys = self.chain(length);
+        // An unpin that is done twice must not take the pin of another.
+        if self.args.server_dies && keys.iter().any(|key| self.holdings.is_pinned(*key)) {
+            return Ok(());
+        }
         let names = names(&keys);
         let outcomes = if self.one_in(4) {
             self.call(Operation::PinKv, |maru| wait(maru.batch_pin_kv_async(&names)))?
@@ -327,6 +338,8 @@ impl Worker<'_> {
         self.log.add(Operation::UnpinKv, counted, 1);
         match (was_pinned, outcome) {
             (true, Unpinned::Unpinned) | (false, Unpinned::NotPinned | Unpinned::NotFound) => Ok(()),
+            // Where the server died over the answer, it is asked again.
+            (true, Unpinned::NotPinned) if self.args.server_dies => Ok(()),
             (true, _) => self.log.lost(format!("{key} was pinned by name, and its unpin said {outcome:?}")),
             (false, _) => self.log.broken(format!("{key} was unpinned though it was not pinned by name")),
         }
@@ -358,9 +371,11 @@ impl Worker<'_> {
             return self.relieve();
         };
         self.know(index, Private::InDoubt)?;
-        match self.call(Operation::Store, |maru| maru.store(key.bytes(), page))? {
-            Stored::Stored => self.log.add(Operation::Store, Outcome::Stored, 1),
-            Stored::AlreadyExists => {
+        match self.attempt(Operation::Store, |maru| maru.store(key.bytes(), page))? {
+            // It stays in doubt.
+            None => return Ok(()),
+            Some(Stored::Stored) => self.log.add(Operation::Store, Outcome::Stored, 1),
+            Some(Stored::AlreadyExists) => {
                 self.log.add(Operation::Store, Outcome::AlreadyExists, 1);
                 if known == Private::Absent {
                     self.log
@@ -372,11 +387,19 @@ impl Worker<'_> {
     }
 
     fn delete_private(&mut self, index: u16, key: Key) -> Result<(), BenchError> {
+        if self.args.server_dies
+            && self.call(Operation::Retrieve, |maru| maru.retrieve(key.bytes()))?.is_none()
+        {
+            self.missing(Operation::Retrieve, key)?;
+            return self.know(index, Private::Absent);
+        }
         self.know(index, Private::InDoubt)?;
         let outcome = self.call(Operation::Delete, |maru| maru.delete(key.bytes()))?;
         let known = match self.count_deleted(outcome) {
             // A predecessor was killed with a guard in its hand.
             Outcome::Pinned => Private::Stored,
+            // Deleted, by a request whose answer was lost and that was sent again.
+            Outcome::NotFound if self.args.server_dies => Private::Absent,
             Outcome::NotFound => {
                 self.missing(Operation::Delete, key)?;
                 Private::Absent
@@ -388,8 +411,7 @@ impl Worker<'_> {
 
     /// A key that was acknowledged is not there: lost, unless the server evicts.
     fn missing(&mut self, operation: Operation, key: Key) -> Result<(), BenchError> {
-        let evictions = self.call(operation, MaruHandler::stats)?.get(StatKind::Evictions);
-        if evictions > 0 {
+        if self.args.may_evict || self.call(operation, MaruHandler::stats)?.get(StatKind::Evictions) > 0 {
             self.log.add(operation, Outcome::Evicted, 1);
             return Ok(());
         }
@@ -507,13 +529,39 @@ impl Worker<'_> {
         Ok(())
     }
 
+    /// Calls something that may be done twice: it is, where the server died over it, until there is an answer.
     fn call<T>(
         &mut self,
         operation: Operation,
-        call: impl FnOnce(&MaruHandler) -> Result<T, Error>,
+        call: impl Fn(&MaruHandler) -> Result<T, Error>,
     ) -> Result<T, BenchError> {
+        let began = Instant::now();
+        loop {
+            if let Some(answer) = self.attempt(operation, &call)? {
+                return Ok(answer);
+            }
+            if began.elapsed() > OUTAGE_LIMIT {
+                return Err(failed(operation)(Error::ConnectionLost));
+            }
+        }
+    }
+
+    /// Calls something; `None` where the server died over it.
+    fn attempt<T>(
+        &mut self,
+        operation: Operation,
+        call: impl FnOnce(&MaruHandler) -> Result<T, Error>,
+    ) -> Result<Option<T>, BenchError> {
         self.log.counts().operations += 1;
-        call(&self.handler).map_err(failed(operation))
+        match call(&self.handler) {
+            Err(Error::ConnectionLost) if self.args.server_dies => {
+                self.log.add(operation, Outcome::Died, 1);
+                // A server that is not there says so at once.
+                thread::sleep(Duration::from_millis(1));
+                Ok(None)
+            }
+            answer => answer.map(Some).map_err(failed(operation)),
+        }
     }
 
     fn any_key(&mut self) -> Key {

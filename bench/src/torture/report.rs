@@ -20,9 +20,11 @@ pub(super) struct Report {
     pub(super) client_kills: u64,
     /// Client processes that were stopped for a moment.
     pub(super) client_pauses: u64,
-    /// Times that the server was killed: it has no warm restart, so none.
+    /// Times that the server was killed and started again.
     pub(super) server_kills: u64,
-    /// Entries that the server evicted.
+    /// How long sessions were without the server.
+    pub(super) resume: Resume,
+    /// Entries that the server evicted since it was last started.
     pub(super) evictions: u64,
     /// By how much the server's memory grew over the last two thirds of the run.
     pub(super) server_rss_growth_bytes: i64,
@@ -30,6 +32,30 @@ pub(super) struct Report {
     pub(super) counts: Counts,
     /// Every broken promise and every failure, in words, up to a limit.
     pub(super) failures: Vec<String>,
+}
+
+/// The times for which sessions were without the server, from when a client noticed until it had gone on.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct Resume {
+    /// How many.
+    pub(super) count: usize,
+    /// Half of them were shorter.
+    pub(super) p50_ms: f64,
+    /// One in a hundred was longer.
+    pub(super) p99_ms: f64,
+    /// The longest.
+    pub(super) max_ms: f64,
+}
+
+impl Resume {
+    pub(super) fn of(mut outages_us: Vec<u64>) -> Resume {
+        outages_us.sort_unstable();
+        let at = |percent: usize| {
+            let index = outages_us.len().saturating_sub(1) * percent / 100;
+            outages_us.get(index).map_or(0.0, |outage| *outage as f64 / 1000.0)
+        };
+        Resume { count: outages_us.len(), p50_ms: at(50), p99_ms: at(99), max_ms: at(100) }
+    }
 }
 
 impl Report {
@@ -60,13 +86,19 @@ pub(super) struct Table<'a> {
 
 impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { counts, .. } = self.report;
+        let Report { counts, resume, .. } = self.report;
+        let Resume { count, p50_ms, p99_ms, max_ms } = resume;
+        let resumed = match count {
+            0 => "0".to_owned(),
+            _ => format!("{count}, in {p50_ms:.1} ms (p50), {p99_ms:.1} ms (p99), {max_ms:.1} ms (longest)"),
+        };
         writeln!(f, "{}\n{}\n", self.title, Machine::this())?;
         for (name, figure) in [
             ("seconds", format!("{:.1}", self.report.seconds)),
             ("clients killed", HumanCount(self.report.client_kills).to_string()),
             ("clients paused", HumanCount(self.report.client_pauses).to_string()),
             ("servers killed", HumanCount(self.report.server_kills).to_string()),
+            ("sessions resumed", resumed),
             ("operations", HumanCount(counts.operations).to_string()),
             ("bytes verified", ByteSize(counts.verified_bytes).to_string()),
             ("evictions", HumanCount(self.report.evictions).to_string()),
@@ -102,6 +134,7 @@ mod tests {
             client_kills: 59,
             client_pauses: 8,
             server_kills: 0,
+            resume: Resume::of((1..=1000).rev().map(|n| n * 1000).collect()),
             evictions: 2,
             server_rss_growth_bytes: -4096,
             counts,
@@ -117,6 +150,8 @@ mod tests {
         {
             assert_eq!(json[name], figure, "{name}");
         }
+        assert_eq!(json["resume"]["count"], 1000);
+        assert_eq!(json["resume"]["p99_ms"], 990.0);
         assert_eq!(json["outcomes"]["pin_kv"]["not_found"], 3);
     }
 

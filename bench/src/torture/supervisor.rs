@@ -2,7 +2,6 @@
 
 use std::env;
 use std::io::{self, Write};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use super::counts::Counts;
 use super::inspector::inspect;
 use super::key::PRIVATE;
 use super::protocol::{Message, Orders, Private};
-use super::report::{Report, Table};
+use super::report::{Report, Resume, Table};
 use crate::cli::TortureArgs;
 use crate::error::BenchError;
 use crate::files::{write, write_json};
@@ -30,8 +29,6 @@ const TICK: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(400);
 /// Failures that are told; a run that has as many ends early.
 const FAILURES_MAX: usize = 50;
-/// Pools are at least so large: a region for each of a few clients.
-const POOL_MIN: u64 = 16 << 20;
 
 /// Tortures a server of its own and prints the result.
 ///
@@ -42,7 +39,7 @@ pub(crate) fn run(args: &TortureArgs) -> Result<(), BenchError> {
         // Before the work, so that a file that can't be written does not cost a run.
         write(path, "")?;
     }
-    let pool_size = args.pool_size.map_or_else(|| default_pool_size(args), |size| size.as_u64());
+    let pool_size = args.pool_bytes();
     let report = torture(args, pool_size, interrupt::flag()?)?;
     if let Some(path) = &args.json {
         write_json(path, &report)?;
@@ -61,25 +58,23 @@ pub(crate) fn run(args: &TortureArgs) -> Result<(), BenchError> {
     report.verdict()
 }
 
-fn default_pool_size(args: &TortureArgs) -> u64 {
-    (u64::from(args.keys) * args.chunk_size as u64 / 4).max(POOL_MIN)
-}
-
 /// Everything between the start of the server and its end.
 fn torture(args: &TortureArgs, pool_size: u64, interrupted: &AtomicBool) -> Result<Report, BenchError> {
     // Dropped in reverse, whatever happens: first the clients, then the server, then the memory.
     let pool = fresh_folder(&args.pool_dir)?;
     let run = fresh_folder(&env::temp_dir())?;
     let socket = run.path().join("maru.sock");
-    let mut server = ServerProcess::start(&ServerOptions {
+    let arguments = args.server_options();
+    let options = ServerOptions {
         socket: &socket,
         pool_dir: pool.path(),
         mount: false,
         pool_size,
         max_entries: (pool_size / args.chunk_size as u64).max(1),
-        arguments: &args.server_options(),
-    })?;
-    let report = Supervisor::start(args, &socket, interrupted)
+        arguments: &arguments,
+    };
+    let mut server = ServerProcess::start(&options)?;
+    let report = Supervisor::start(args, &options, interrupted)
         .and_then(|supervisor| supervisor.run(&mut server))
         .map_err(|error| match error {
             _ if interrupted.load(Ordering::Relaxed) => BenchError::Interrupted,
@@ -102,7 +97,7 @@ struct Line {
 
 struct Supervisor<'a> {
     args: &'a TortureArgs,
-    socket: &'a Path,
+    options: &'a ServerOptions<'a>,
     interrupted: &'a AtomicBool,
     random: Random,
     lines: Vec<Line>,
@@ -111,25 +106,26 @@ struct Supervisor<'a> {
     counts: Counts,
     client_kills: u64,
     client_pauses: u64,
+    server_kills: u64,
     failures: Vec<String>,
 }
 
 impl<'a> Supervisor<'a> {
     fn start(
         args: &'a TortureArgs,
-        socket: &'a Path,
+        options: &'a ServerOptions<'a>,
         interrupted: &'a AtomicBool,
     ) -> Result<Supervisor<'a>, BenchError> {
         let (ears, heard) = mpsc::channel();
         let start = |number| {
             let private = vec![Private::default(); PRIVATE.into()];
             let orders = Orders { predecessor: None, private: private.clone() };
-            let client = Client::start(args, socket, (number, 0), &orders, &ears)?;
+            let client = Client::start(args, options.socket, (number, 0), &orders, &ears)?;
             Ok(Line { client, life: 0, paused_until: None, private })
         };
         Ok(Supervisor {
             args,
-            socket,
+            options,
             interrupted,
             random: Random::new(args.seed),
             lines: (0..args.processes).map(start).collect::<Result<_, BenchError>>()?,
@@ -138,6 +134,7 @@ impl<'a> Supervisor<'a> {
             counts: Counts::default(),
             client_kills: 0,
             client_pauses: 0,
+            server_kills: 0,
             failures: Vec::new(),
         })
     }
@@ -146,7 +143,8 @@ impl<'a> Supervisor<'a> {
         let progress = progress::bar(self.args.duration.as_secs().max(1), "s");
         let began = Instant::now();
         let mut next_kill = began + self.args.kill_every;
-        let mut resident_before = None;
+        let mut next_server_kill = self.args.kill_server.map(|every| began + every);
+        let (mut resident_before, mut resident) = (None, 0);
         while began.elapsed() < self.args.duration && self.failures.len() < FAILURES_MAX {
             if self.interrupted.load(Ordering::Relaxed) {
                 return Err(BenchError::Interrupted);
@@ -157,19 +155,34 @@ impl<'a> Supervisor<'a> {
                 self.strike()?;
                 next_kill += self.args.kill_every;
             }
-            if resident_before.is_none() && began.elapsed() >= self.args.duration / 3 {
-                resident_before = Some(server.resident_bytes()?);
+            if let Some((at, every)) = next_server_kill.zip(self.args.kill_server)
+                && Instant::now() >= at
+            {
+                // Servers are compared that have lived as long.
+                resident = server.resident_bytes()?;
+                server.restart(self.options)?;
+                self.server_kills += 1;
+                let percent = 50 + u32::try_from(self.random.next() % 101).expect("a percentage is small");
+                next_server_kill = Some(Instant::now() + every * percent / 100);
+            }
+            if resident_before.is_none()
+                && (self.args.kill_server.is_none() || resident > 0)
+                && began.elapsed() >= self.args.duration / 3
+            {
+                resident_before = Some(if resident > 0 { resident } else { server.resident_bytes()? });
             }
             self.listen();
             progress.set_position(began.elapsed().as_secs());
         }
         let seconds = began.elapsed().as_secs_f64();
         progress.finish_and_clear();
-        let resident = server.resident_bytes()?;
+        if self.args.kill_server.is_none() {
+            resident = server.resident_bytes()?;
+        }
         let growth = i128::from(resident) - i128::from(resident_before.unwrap_or(resident));
         self.stop()?;
         let private = self.lines.iter().map(|line| line.private.clone()).collect::<Vec<_>>();
-        let findings = inspect(self.args, self.socket, &private)?;
+        let findings = inspect(self.args, self.options.socket, &private)?;
         self.counts.merge(&findings.counts);
         self.failures.extend(findings.failures.into_iter().map(|failure| format!("inspector: {failure}")));
         self.failures.truncate(FAILURES_MAX);
@@ -178,7 +191,8 @@ impl<'a> Supervisor<'a> {
             seconds,
             client_kills: self.client_kills,
             client_pauses: self.client_pauses,
-            server_kills: 0,
+            server_kills: self.server_kills,
+            resume: Resume::of(std::mem::take(&mut self.counts.outages_us)),
             evictions: findings.evictions,
             server_rss_growth_bytes: i64::try_from(growth)
                 .expect("memory has fewer bytes than 63 bits count"),
@@ -236,7 +250,8 @@ impl<'a> Supervisor<'a> {
         let orders =
             Orders { predecessor: Some(line.client.name().to_owned()), private: line.private.clone() };
         let number = u16::try_from(index).expect("there are as many lines as a u16 counts");
-        line.client = Client::start(self.args, self.socket, (number, line.life), &orders, &self.ears)?;
+        line.client =
+            Client::start(self.args, self.options.socket, (number, line.life), &orders, &self.ears)?;
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use maru_client::{Address, Config, MaruHandler};
+use maru_client::{Address, Config, Error, MaruHandler};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use super::counts::{Counts, Operation, Outcome};
@@ -23,6 +23,8 @@ use crate::traffic::distribution::{Distribution, Random, Sampler};
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of each region, where a page is not larger: few, so that regions come and go.
 const REGION: u64 = 2 << 20;
+/// How long there may be no server.
+pub(super) const OUTAGE_LIMIT: Duration = Duration::from_secs(20);
 /// How unevenly chains are asked for: some by everybody, most now and then.
 const SKEW: f64 = 0.7;
 /// How often the supervisor is told the counts.
@@ -64,6 +66,7 @@ fn work(args: &TortureClientArgs, log: &mut Log) -> Result<(), BenchError> {
     }
     while !told_to_end.load(Ordering::Relaxed) {
         worker.step()?;
+        worker.note_outages();
         worker.log.flush_if_due()?;
     }
     worker.finish()
@@ -73,6 +76,8 @@ fn work(args: &TortureClientArgs, log: &mut Log) -> Result<(), BenchError> {
 pub(super) struct Worker<'a> {
     pub(super) args: &'a TortureClientArgs,
     pub(super) handler: MaruHandler,
+    /// How often the session went on, as far as was told.
+    resumes: u64,
     pub(super) random: Random,
     pub(super) chains: Sampler,
     pub(super) holdings: Holdings,
@@ -95,7 +100,8 @@ impl<'a> Worker<'a> {
         let chains = u64::from(args.keys) / CHAIN;
         Ok(Worker {
             args,
-            handler: MaruHandler::connect(config)?,
+            handler: connect(&config, args.server_dies)?,
+            resumes: 0,
             random: Random::new(args.seed),
             chains: Sampler::new(Distribution::Zipf(SKEW), chains, !args.seed),
             holdings: Holdings::default(),
@@ -108,9 +114,15 @@ impl<'a> Worker<'a> {
     fn outlast(&self, predecessor: &str) -> Result<(), BenchError> {
         let began = Instant::now();
         loop {
-            let usage = self.handler.usage()?;
+            let usage = match self.handler.usage() {
+                Err(Error::ConnectionLost) if self.args.server_dies => Vec::new(),
+                usage => usage?,
+            };
+            let is_known = !usage.is_empty();
             let connected = usage.iter().filter(|usage| usage.connections.get() > 0);
-            if !connected.into_iter().any(|usage| usage.instance_id.text().ok() == Some(predecessor)) {
+            if is_known
+                && !connected.into_iter().any(|usage| usage.instance_id.text().ok() == Some(predecessor))
+            {
                 return Ok(());
             }
             if began.elapsed() > EOF_LIMIT {
@@ -122,6 +134,18 @@ impl<'a> Worker<'a> {
     }
 
     /// Ends in one of the ways in which clients end that are not killed.
+    /// Takes note of a time without the server.
+    fn note_outages(&mut self) {
+        if self.args.server_dies {
+            let stats = self.handler.client_stats();
+            if stats.resumes > self.resumes {
+                self.resumes = stats.resumes;
+                let took = u64::try_from(stats.last_outage.as_micros()).unwrap_or(u64::MAX);
+                self.log.counts().outages_us.push(took);
+            }
+        }
+    }
+
     fn finish(mut self) -> Result<(), BenchError> {
         self.audit()?;
         let guards = (0..2).filter_map(|_| self.acquire_any().transpose()).collect::<Result<Vec<_>, _>>()?;
@@ -142,6 +166,20 @@ impl<'a> Worker<'a> {
     /// Whether something is to be done that is done once in so many times.
     pub(super) fn one_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
+    }
+}
+
+/// Connects, as soon as there is a server where it may have died.
+fn connect(config: &Config, server_dies: bool) -> Result<MaruHandler, BenchError> {
+    let began = Instant::now();
+    loop {
+        match MaruHandler::connect(config.clone()) {
+            Err(error) if server_dies && began.elapsed() < OUTAGE_LIMIT => {
+                debug_assert!(!matches!(error, Error::InvalidConfig { .. }), "{error}");
+                thread::sleep(Duration::from_millis(5));
+            }
+            connected => return Ok(connected?),
+        }
     }
 }
 

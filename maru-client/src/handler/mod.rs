@@ -122,7 +122,7 @@ impl MaruHandler {
 
     /// The handler's own figures.
     pub fn client_stats(&self) -> ClientStats {
-        let counts = self.shared.own.counts();
+        let (counts, outages) = (self.shared.own.counts(), self.shared.outages());
         ClientStats {
             rpcs: self.shared.rpcs(),
             async_writes: self.shared.async_writes(),
@@ -130,6 +130,8 @@ impl MaruHandler {
             pages: counts.pages,
             free_pages: counts.free,
             mapped_regions: self.shared.regions.len(),
+            resumes: outages.count,
+            last_outage: outages.last,
         }
     }
 
