@@ -40,6 +40,11 @@ impl Output {
         self.bytes.split_off(length)
     }
 
+    /// Drops what is behind the first `length` bytes.
+    pub(crate) fn truncate(&mut self, length: usize) {
+        self.bytes.truncate(length);
+    }
+
     /// The buffer, to be written.
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.bytes
@@ -63,19 +68,39 @@ impl Output {
         records.len()
     }
 
-    /// Appends a frame of `count` records and lends them, zeroed, to be filled in place.
-    pub fn push_records<T>(&mut self, head: Head, count: usize) -> &mut [T]
+    /// Appends a frame of `count` records, zeroed, to be filled by [`Output::records`].
+    pub fn push_records<T>(&mut self, head: Head, count: usize)
     where
         T: FromBytes + IntoBytes + KnownLayout + Immutable + Unaligned,
     {
         let room = self.room(count * size_of::<T>());
-        encode_with(room, head, count).expect("the room was made for the records").0
+        encode_with::<T>(room, head, count).expect("the room was made for the records");
     }
 
-    /// Appends a frame of `count` record statuses and lends them, each SKIPPED, to be set in place.
-    pub fn push_statuses(&mut self, head: Head, count: usize) -> &mut [u8] {
+    /// Appends a frame of `count` record statuses, each SKIPPED, to be set by [`Output::statuses`].
+    pub fn push_statuses(&mut self, head: Head, count: usize) {
         let room = self.room(count);
-        encode_statuses(room, head, count).expect("the room was made for the statuses").0
+        encode_statuses(room, head, count).expect("the room was made for the statuses");
+    }
+
+    /// The records of the frame that begins at byte `at`.
+    ///
+    /// # Panics
+    /// Where there is no such frame.
+    pub fn records<T>(&mut self, at: usize, count: usize) -> &mut [T]
+    where
+        T: FromBytes + IntoBytes + KnownLayout + Immutable + Unaligned,
+    {
+        let body = &mut self.bytes[at + Header::SIZE..][..count * size_of::<T>()];
+        <[T]>::mut_from_bytes(body).expect("unaligned records fill their bytes")
+    }
+
+    /// The record statuses of the frame that begins at byte `at`.
+    ///
+    /// # Panics
+    /// Where there is no such frame.
+    pub fn statuses(&mut self, at: usize, count: usize) -> &mut [u8] {
+        self.records(at, count)
     }
 
     /// Room for a frame with a body of this many bytes, before it is padded.

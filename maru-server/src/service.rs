@@ -26,6 +26,9 @@ use crate::state::{
 /// Records whose memory is brought near together: enough to hide how long memory takes, few enough to stay near.
 pub(crate) const LOOK_AHEAD: usize = 32;
 
+/// Records of one frame that are worked on before other connections have a turn.
+const PART: usize = 256;
+
 /// What the service has to know of its server.
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
@@ -68,6 +71,54 @@ pub enum Transport {
 pub struct Session {
     transport: Transport,
     hello: Option<Greeted>,
+    /// Of the frame that is being served.
+    progress: Option<Progress>,
+}
+
+/// How far a batch is served.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    request: Request,
+    /// Where in the output its response is.
+    at: usize,
+    /// Records that are done with.
+    done: usize,
+    /// Records that were found.
+    hits: usize,
+    /// Records that were looked for, up to the first miss of a prefix.
+    tried: usize,
+    /// The rest of the records are passed over.
+    stopped: bool,
+}
+
+impl Progress {
+    fn new(request: Request, at: usize) -> Progress {
+        Progress { request, at, done: 0, hits: 0, tried: 0, stopped: false }
+    }
+
+    /// The records that are next.
+    fn part(&self, records: usize) -> std::ops::Range<usize> {
+        self.done..records.min(self.done + PART)
+    }
+}
+
+/// A batch that is being served.
+struct Batch<'a> {
+    caller: InstanceNumber,
+    frame: &'a Frame<'a>,
+    now: Duration,
+    progress: &'a mut Option<Progress>,
+}
+
+impl Batch<'_> {
+    /// How far it is. At its beginning, `begin` makes room for its response.
+    fn progress(&mut self, records: usize, out: &mut Output, begin: impl FnOnce(&mut Output)) -> Progress {
+        self.progress.take().unwrap_or_else(|| {
+            let at = out.len();
+            begin(out);
+            Progress::new(Request::new(self.caller, self.now, records), at)
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +132,7 @@ struct Greeted {
 impl Session {
     /// A connection that has not said HELLO.
     pub const fn new(transport: Transport) -> Session {
-        Session { transport, hello: None }
+        Session { transport, hello: None, progress: None }
     }
 
     /// Whether HELLO was accepted.
@@ -95,6 +146,8 @@ impl Session {
 pub enum Next {
     /// Go on with the next frame.
     Continue,
+    /// The frame is served in part: serve it again, to the same output, when others have had their turn.
+    Again,
     /// Write what there is and close.
     Close,
     /// Nothing was answered yet: make the region's memory, then say so by [`Service::region_made`].
@@ -289,6 +342,10 @@ impl Service {
         match served {
             Ok(next) => next,
             Err(Refused(status)) => {
+                if let Some(progress) = session.progress.take() {
+                    // The connection is given up in the middle of a batch.
+                    out.truncate(progress.at);
+                }
                 self.answer_status(frame.header(), status, out);
                 match status {
                     FrameStatus::Malformed | FrameStatus::HelloRequired => Next::Close,
@@ -365,7 +422,8 @@ impl Service {
         let Some(opcode) = frame.opcode() else {
             return Err(FrameStatus::UnsupportedOpcode.into());
         };
-        if self.stopping {
+        // What has begun is finished: nobody would know how far it came.
+        if self.stopping && session.progress.is_none() {
             return Err(FrameStatus::ShuttingDown.into());
         }
         let Some(greeted) = session.hello else {
@@ -388,18 +446,22 @@ impl Service {
             Opcode::ListPools => self.list_pools(frame, out)?,
             Opcode::ReclaimPages => self.reclaim_pages(caller, frame, out)?,
             Opcode::GetPages => self.get_pages(caller, frame, out)?,
-            Opcode::RegisterKv | Opcode::BatchRegisterKv => self.register(caller, frame, now, out)?,
-            Opcode::LookupKv | Opcode::BatchLookupKv => {
-                let pin = frame.flags().contains(Flags::PIN).then_some(PinKind::Guard);
-                let prefix_stop = frame.flags().contains(Flags::PREFIX_STOP);
-                self.lookup(caller, frame, pin, prefix_stop, now, out)?;
+            Opcode::RegisterKv
+            | Opcode::BatchRegisterKv
+            | Opcode::LookupKv
+            | Opcode::BatchLookupKv
+            | Opcode::ExistsKv
+            | Opcode::BatchExistsKv
+            | Opcode::DeleteKv
+            | Opcode::BatchDeleteKv
+            | Opcode::PinKv
+            | Opcode::BatchPinKv
+            | Opcode::UnpinKv
+            | Opcode::BatchUnpinKv
+            | Opcode::AssertPins => {
+                let batch = Batch { caller, frame, now, progress: &mut session.progress };
+                return self.serve_part(opcode, batch, out);
             }
-            Opcode::ExistsKv | Opcode::BatchExistsKv => self.exists(frame, out)?,
-            Opcode::DeleteKv | Opcode::BatchDeleteKv => self.delete(frame, out)?,
-            Opcode::PinKv => self.lookup(caller, frame, Some(PinKind::Named), false, now, out)?,
-            Opcode::BatchPinKv => self.lookup(caller, frame, Some(PinKind::Named), true, now, out)?,
-            Opcode::UnpinKv | Opcode::BatchUnpinKv => self.unpin(caller, frame, now, out)?,
-            Opcode::AssertPins => self.assert_pins(caller, frame, now, out)?,
             Opcode::GetStats => self.get_stats(frame, now, out)?,
             Opcode::Heartbeat => self.heartbeat(frame, now, out)?,
             Opcode::GetUsage => self.get_usage(frame, now, out)?,
@@ -411,6 +473,36 @@ impl Service {
             Opcode::Shutdown => return Err(FrameStatus::Unauthorized.into()),
             _ => return Err(FrameStatus::UnsupportedOpcode.into()),
         }
+        Ok(Next::Continue)
+    }
+
+    /// Serves the next part of a batch.
+    fn serve_part(
+        &mut self,
+        opcode: Opcode,
+        mut batch: Batch<'_>,
+        out: &mut Output,
+    ) -> Result<Next, Refused> {
+        let flags = batch.frame.flags();
+        let (records, progress) = match opcode {
+            Opcode::RegisterKv | Opcode::BatchRegisterKv => self.register(&mut batch, out)?,
+            Opcode::LookupKv | Opcode::BatchLookupKv => {
+                let pin = flags.contains(Flags::PIN).then_some(PinKind::Guard);
+                self.lookup(&mut batch, pin, flags.contains(Flags::PREFIX_STOP), out)?
+            }
+            Opcode::PinKv => self.lookup(&mut batch, Some(PinKind::Named), false, out)?,
+            Opcode::BatchPinKv => self.lookup(&mut batch, Some(PinKind::Named), true, out)?,
+            Opcode::ExistsKv | Opcode::BatchExistsKv => self.exists(&mut batch, out)?,
+            Opcode::DeleteKv | Opcode::BatchDeleteKv => self.delete(&mut batch, out)?,
+            Opcode::UnpinKv | Opcode::BatchUnpinKv => self.unpin(&mut batch, out)?,
+            Opcode::AssertPins => self.assert_pins(&mut batch, out)?,
+            _ => return Err(FrameStatus::UnsupportedOpcode.into()),
+        };
+        if progress.done < records {
+            *batch.progress = Some(progress);
+            return Ok(Next::Again);
+        }
+        self.one_frame(batch.frame, records);
         Ok(Next::Continue)
     }
 
@@ -603,45 +695,37 @@ impl Service {
         Ok(())
     }
 
-    fn assert_pins(
-        &mut self,
-        caller: InstanceNumber,
-        frame: &Frame<'_>,
-        now: Duration,
-        out: &mut Output,
-    ) -> Result<(), Refused> {
-        let records = frame.records::<PinsRecord>()?;
-        let request = Request::new(caller, now, records.len());
-        let statuses = out.push_statuses(ok(frame), records.len());
-        for (record, status) in records.iter().zip(statuses) {
+    fn assert_pins(&mut self, batch: &mut Batch<'_>, out: &mut Output) -> Result<(usize, Progress), Refused> {
+        let (frame, records) = (batch.frame, batch.frame.records::<PinsRecord>()?);
+        let mut progress =
+            batch.progress(records.len(), out, |out| out.push_statuses(ok(frame), records.len()));
+        let statuses = out.statuses(progress.at, records.len());
+        for n in progress.part(records.len()) {
+            let record = &records[n];
             let (guards, named) = (record.guards.get(), record.named.get());
-            let generation = record.generation.get();
-            let kept = self.state.assert_pins(&request, digest(&record.digest), generation, guards, named);
-            *status = if kept { RecordStatus::Ok } else { RecordStatus::NotFound } as u8;
+            let (generation, digest) = (record.generation.get(), digest(&record.digest));
+            let kept = self.state.assert_pins(&progress.request, digest, generation, guards, named);
+            statuses[n] = if kept { RecordStatus::Ok } else { RecordStatus::NotFound } as u8;
+            progress.done += 1;
         }
-        if frame.flags().contains(Flags::LAST) {
-            self.state.release_unasserted(&request);
+        if progress.done == records.len() && frame.flags().contains(Flags::LAST) {
+            self.state.release_unasserted(&progress.request);
         }
-        self.one_frame(frame, records.len());
-        Ok(())
+        Ok((records.len(), progress))
     }
 
-    fn register(
-        &mut self,
-        caller: InstanceNumber,
-        frame: &Frame<'_>,
-        now: Duration,
-        out: &mut Output,
-    ) -> Result<(), Refused> {
-        let records = frame.records::<RegisterRecord>()?;
-        let mut request = Request::new(caller, now, records.len());
-        let statuses = out.push_statuses(ok(frame), records.len());
-        for (n, (record, status)) in records.iter().zip(statuses).enumerate() {
+    fn register(&mut self, batch: &mut Batch<'_>, out: &mut Output) -> Result<(usize, Progress), Refused> {
+        let (frame, records) = (batch.frame, batch.frame.records::<RegisterRecord>()?);
+        let mut progress =
+            batch.progress(records.len(), out, |out| out.push_statuses(ok(frame), records.len()));
+        let statuses = out.statuses(progress.at, records.len());
+        for n in progress.part(records.len()) {
             self.look_ahead_at_all(records, n, |record| digest(&record.digest));
+            let record = &records[n];
             let region = RegionId(record.region_id.get());
             let (offset, length) = (record.offset.get(), record.length.get());
             let digest = digest(&record.digest);
-            *status = match self.state.register(&mut request, digest, region, offset, length) {
+            statuses[n] = match self.state.register(&mut progress.request, digest, region, offset, length) {
                 Registered::Done => RecordStatus::Ok,
                 Registered::Exists => RecordStatus::Exists,
                 Registered::RegionNotFound => RecordStatus::RegionNotFound,
@@ -649,81 +733,87 @@ impl Service {
                 Registered::OutOfBounds => RecordStatus::OutOfBounds,
                 Registered::PageInUse => RecordStatus::PageInUse,
             } as u8;
+            progress.done += 1;
         }
-        self.one_frame(frame, records.len());
-        Ok(())
+        Ok((records.len(), progress))
     }
 
     /// LOOKUP_KV, PIN_KV and what both together are, an acquire: they differ in whether they pin, and how.
     fn lookup(
         &mut self,
-        caller: InstanceNumber,
-        frame: &Frame<'_>,
+        batch: &mut Batch<'_>,
         pin: Option<PinKind>,
         prefix_stop: bool,
-        now: Duration,
         out: &mut Output,
-    ) -> Result<(), Refused> {
-        let digests = frame.records::<KeyDigest>()?;
-        let locations = out.push_records::<LocationRecord>(ok(frame), digests.len());
-        let mut request = Request::new(caller, now, digests.len());
-        let (mut hits, mut tried) = (0, 0);
-        for (n, (key, record)) in digests.iter().zip(&mut *locations).enumerate() {
+    ) -> Result<(usize, Progress), Refused> {
+        let (frame, digests) = (batch.frame, batch.frame.records::<KeyDigest>()?);
+        let begin = |out: &mut Output| out.push_records::<LocationRecord>(ok(frame), digests.len());
+        let mut progress = batch.progress(digests.len(), out, begin);
+        let locations = out.records::<LocationRecord>(progress.at, digests.len());
+        for n in progress.part(digests.len()) {
+            let key = &digests[n];
+            progress.done += 1;
+            if progress.stopped {
+                // What is asked for and not there is likely to be stored next, and continues what stands before it.
+                self.look_ahead_at_all(digests, n, digest);
+                self.state.pass_over(&mut progress.request, digest(key));
+                locations[n] = LocationRecord::without(RecordStatus::Skipped);
+                continue;
+            }
             self.look_ahead(digests, n, digest);
             let found = match pin {
-                Some(kind) => self.state.pin(&mut request, digest(key), kind),
-                None => self.state.lookup(&mut request, digest(key)).ok_or(PinError::NotFound),
+                Some(kind) => self.state.pin(&mut progress.request, digest(key), kind),
+                None => self.state.lookup(&mut progress.request, digest(key)).ok_or(PinError::NotFound),
             };
-            tried += 1;
+            progress.tried += 1;
             match found {
                 Ok(location) => {
-                    *record = location_record(&location);
-                    hits += 1;
+                    locations[n] = location_record(&location);
+                    progress.hits += 1;
                 }
                 Err(error) => {
-                    *record = LocationRecord::without(match error {
+                    locations[n] = LocationRecord::without(match error {
                         PinError::NotFound => RecordStatus::NotFound,
                         PinError::Limit => RecordStatus::PinLimit,
                     });
-                    if prefix_stop {
-                        break;
-                    }
+                    progress.stopped = prefix_stop;
                 }
             }
         }
-        locations[tried..].fill(LocationRecord::without(RecordStatus::Skipped));
-        // What is asked for and not there is likely to be stored next, and continues what stands before it.
-        for (n, key) in digests.iter().enumerate().skip(tried) {
-            self.look_ahead_at_all(digests, n, digest);
-            self.state.pass_over(&mut request, digest(key));
+        if progress.done == digests.len() {
+            self.counters.looked_up(progress.hits, progress.tried - progress.hits);
         }
-        self.counters.looked_up(hits, tried - hits);
-        self.one_frame(frame, digests.len());
-        Ok(())
+        Ok((digests.len(), progress))
     }
 
-    fn exists(&mut self, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
-        let digests = frame.records::<KeyDigest>()?;
+    fn exists(&mut self, batch: &mut Batch<'_>, out: &mut Output) -> Result<(usize, Progress), Refused> {
+        let (frame, digests) = (batch.frame, batch.frame.records::<KeyDigest>()?);
         let prefix_stop = frame.flags().contains(Flags::PREFIX_STOP);
-        let statuses = out.push_statuses(ok(frame), digests.len());
-        for (n, (key, status)) in digests.iter().zip(statuses).enumerate() {
+        let mut progress =
+            batch.progress(digests.len(), out, |out| out.push_statuses(ok(frame), digests.len()));
+        let statuses = out.statuses(progress.at, digests.len());
+        for n in progress.part(digests.len()) {
             self.look_ahead(digests, n, digest);
-            let found = self.state.find(digest(key)).is_some();
-            *status = if found { RecordStatus::Ok } else { RecordStatus::NotFound } as u8;
+            let found = self.state.find(digest(&digests[n])).is_some();
+            statuses[n] = if found { RecordStatus::Ok } else { RecordStatus::NotFound } as u8;
+            progress.done += 1;
             if !found && prefix_stop {
+                progress.done = digests.len();
                 break;
             }
         }
-        self.one_frame(frame, digests.len());
-        Ok(())
+        Ok((digests.len(), progress))
     }
 
-    fn delete(&mut self, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
-        let digests = frame.records::<KeyDigest>()?;
-        let statuses = out.push_statuses(ok(frame), digests.len());
-        for (n, (key, status)) in digests.iter().zip(statuses).enumerate() {
+    fn delete(&mut self, batch: &mut Batch<'_>, out: &mut Output) -> Result<(usize, Progress), Refused> {
+        let (frame, digests) = (batch.frame, batch.frame.records::<KeyDigest>()?);
+        let mut progress =
+            batch.progress(digests.len(), out, |out| out.push_statuses(ok(frame), digests.len()));
+        let statuses = out.statuses(progress.at, digests.len());
+        for n in progress.part(digests.len()) {
             self.look_ahead_at_all(digests, n, digest);
-            *status = match self.state.delete(digest(key)) {
+            let key = &digests[n];
+            statuses[n] = match self.state.delete(digest(key)) {
                 Ok(()) => RecordStatus::Ok,
                 Err(DeleteError::NotFound) => RecordStatus::NotFound,
                 Err(DeleteError::Pinned) => {
@@ -731,41 +821,38 @@ impl Service {
                     RecordStatus::Pinned
                 }
             } as u8;
+            progress.done += 1;
         }
-        self.one_frame(frame, digests.len());
-        Ok(())
+        Ok((digests.len(), progress))
     }
 
-    fn unpin(
-        &mut self,
-        caller: InstanceNumber,
-        frame: &Frame<'_>,
-        now: Duration,
-        out: &mut Output,
-    ) -> Result<(), Refused> {
-        let digests = frame.records::<KeyDigest>()?;
+    fn unpin(&mut self, batch: &mut Batch<'_>, out: &mut Output) -> Result<(usize, Progress), Refused> {
+        let (frame, digests) = (batch.frame, batch.frame.records::<KeyDigest>()?);
         let kind = if frame.flags().contains(Flags::PIN) { PinKind::Guard } else { PinKind::Named };
-        let request = Request::new(caller, now, digests.len());
-        let unpinned = digests.iter().enumerate().map(|(n, key)| {
+        let is_answered = !frame.flags().contains(Flags::NO_REPLY);
+        let begin = |out: &mut Output| {
+            if is_answered {
+                out.push_statuses(ok(frame), digests.len());
+            }
+        };
+        let mut progress = batch.progress(digests.len(), out, begin);
+        for n in progress.part(digests.len()) {
             self.look_ahead(digests, n, digest);
-            let status = match self.state.unpin(&request, digest(key), kind) {
+            let key = &digests[n];
+            let status = match self.state.unpin(&progress.request, digest(key), kind) {
                 Ok(()) => RecordStatus::Ok,
                 Err(UnpinError::NotFound) => RecordStatus::NotFound,
                 Err(UnpinError::NotPinned) => RecordStatus::NotPinned,
             };
             if status != RecordStatus::Ok {
-                tracing::debug!(%key, instance = caller.0, %status, "nothing to unpin");
+                tracing::debug!(%key, instance = batch.caller.0, %status, "nothing to unpin");
             }
-            status as u8
-        });
-        if frame.flags().contains(Flags::NO_REPLY) {
-            unpinned.for_each(drop);
-        } else {
-            let statuses = out.push_statuses(ok(frame), digests.len());
-            statuses.iter_mut().zip(unpinned).for_each(|(status, unpinned)| *status = unpinned);
+            if is_answered {
+                out.statuses(progress.at, digests.len())[n] = status as u8;
+            }
+            progress.done += 1;
         }
-        self.one_frame(frame, digests.len());
-        Ok(())
+        Ok((digests.len(), progress))
     }
 
     fn get_stats(&mut self, frame: &Frame<'_>, now: Duration, out: &mut Output) -> Result<(), Refused> {

@@ -21,6 +21,9 @@ const USUAL_INPUT: usize = 64 * 1024;
 /// Responses are written once they have this many bytes, before further frames of the same input are served.
 const OUTPUT_TURN: usize = 256 * 1024;
 
+/// Records, about, that are worked on before other connections have a turn.
+const WORK_TURN: usize = 512;
+
 /// A connection as other tasks see it: they can end it, nothing else.
 pub(super) struct Link {
     pub(super) stream: Stream,
@@ -88,6 +91,8 @@ pub(super) enum Pause {
     Read,
     /// There is enough to write for one turn.
     Turn,
+    /// A frame is served in part, and its answer is not to be written before the rest.
+    Again,
     /// The connection ends once the output is written.
     Close,
     /// Something is left that only a task of its own can do.
@@ -132,9 +137,9 @@ impl Connection {
         let now = self.shared.now();
         let service = &mut *self.shared.service.borrow_mut();
         let max_body = service.max_body();
-        let mut frames = 0;
+        let (mut frames, mut work) = (0, 0);
         let pause = loop {
-            if self.output.len() >= OUTPUT_TURN {
+            if self.output.len() >= OUTPUT_TURN || work >= WORK_TURN {
                 break Pause::Turn;
             }
             if frames % LOOK_AHEAD == 0 {
@@ -142,6 +147,7 @@ impl Connection {
                     .look_ahead_of(Frames { input: &self.input[self.served..], max_body }.take(LOOK_AHEAD));
             }
             frames += 1;
+            work += 1;
             let (frame, length) = match decode(&self.input[self.served..], max_body) {
                 Ok(Step::Frame { frame, consumed }) => (frame, consumed),
                 Ok(Step::Need(need)) => {
@@ -159,12 +165,14 @@ impl Connection {
             let wait = match next {
                 Next::Continue => None,
                 Next::Close => break Pause::Close,
-                // The frame is not done with: it is served again after the wait.
+                // The frame is not done with: it is served again after the wait, or the turn of others.
                 Next::AwaitRelease => break Pause::Wait(Wait::Release),
+                Next::Again => break Pause::Again,
                 Next::Shutdown => Some(Wait::Shutdown),
                 Next::MakeRegion(region) => Some(Wait::MakeRegion(region, *frame.header())),
                 Next::Attach { region, writable } => Some(Wait::Attach { at, region, writable }),
             };
+            work += length / Header::SIZE;
             self.served += length;
             if let Some(wait) = wait {
                 break Pause::Wait(wait);

@@ -55,6 +55,8 @@ pub(super) struct Reactor {
     doorbell: Doorbell,
     slots: Slab<Slot>,
     completions: Vec<(u64, i32)>,
+    /// Connections that go on when others have had their turn.
+    waiting: Vec<usize>,
     spin: Duration,
     system_calls: SystemCalls,
 }
@@ -93,6 +95,7 @@ impl Reactor {
             doorbell,
             slots: Slab::new(),
             completions: Vec::new(),
+            waiting: Vec::new(),
             spin,
             system_calls: SystemCalls::default(),
         })
@@ -158,7 +161,8 @@ impl Reactor {
     fn turn(&mut self) -> io::Result<bool> {
         self.enter()?;
         self.completions.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
-        if self.completions.is_empty() {
+        let waiting = mem::take(&mut self.waiting);
+        if self.completions.is_empty() && waiting.is_empty() {
             return Ok(false);
         }
         let completions = mem::take(&mut self.completions);
@@ -175,6 +179,12 @@ impl Reactor {
         }
         self.completions = completions;
         self.completions.clear();
+        for key in waiting {
+            // It may have ended meanwhile.
+            if self.slots.get(key).is_some_and(|slot| slot.unserved) {
+                self.advance(key, alone)?;
+            }
+        }
         Ok(true)
     }
 
@@ -264,20 +274,29 @@ impl Reactor {
                 return Ok(());
             }
             let pause = if slot.unserved { slot.connection.serve() } else { Pause::Read };
-            slot.unserved = matches!(pause, Pause::Turn);
+            slot.unserved = matches!(pause, Pause::Turn | Pause::Again);
             match pause {
                 Pause::Wait(wait) => {
                     self.hand_over(key, wait);
                     return Ok(());
                 }
                 Pause::Close => slot.closing = true,
+                Pause::Again => {
+                    slot.connection.shared.release_retired();
+                    self.waiting.push(key);
+                    return Ok(());
+                }
                 Pause::Read | Pause::Turn => {}
             }
             slot.connection.shared.release_retired();
             let whole = self.answer(key, alone);
             let slot = &self.slots[key];
-            if whole && (slot.closing || slot.unserved) {
+            if whole && slot.closing {
                 continue;
+            }
+            if whole && slot.unserved {
+                self.waiting.push(key);
+                return Ok(());
             }
             if !whole {
                 self.send(key)?;

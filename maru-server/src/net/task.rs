@@ -46,6 +46,10 @@ async fn serve(connection: &mut Connection, mut left: Option<Wait>) -> io::Resul
             write_with_region(connection, at, region, writable).await?;
             continue;
         }
+        if matches!(pause, Pause::Again) {
+            tokio::task::yield_now().await;
+            continue;
+        }
         write(connection).await?;
         match pause {
             Pause::Read => {

@@ -2,8 +2,8 @@
 
 use crate::common::Peer;
 use maru_proto::{
-    Flags, FrameStatus, HeartbeatRecord, KeyDigest, Opcode, RegionRecord, RegisterRecord,
-    RequestAllocRequest, SessionToken, StatKind, StatRecord, VersionRange, statuses,
+    Flags, FrameStatus, HeartbeatRecord, KeyDigest, LocationRecord, Opcode, RecordStatus, RegionRecord,
+    RegisterRecord, RequestAllocRequest, SessionToken, StatKind, StatRecord, VersionRange, statuses,
 };
 use maru_tests::{PATIENCE, ServerProcess};
 use zerocopy::FromBytes;
@@ -54,6 +54,56 @@ fn frames_sent_together_are_answered_in_order() {
     for id in 100..600 {
         assert_eq!(peer.response().id, id);
     }
+}
+
+/// Batches are served in parts, so that others have their turn in between.
+#[test]
+fn a_large_batch_is_answered_as_a_whole() {
+    let server = start(&[]);
+    let (mut peer, _) = Peer::greeted(&server, "a");
+    let region = region(&mut peer, 700).region_id.get();
+    let key = |n: u64| KeyDigest::from_bytes((u128::from(n) * 0x9E37_79B9_7F4A_7C15_F39C).to_le_bytes());
+    let records = (0..700u64).map(|n| RegisterRecord {
+        digest: key(n),
+        region_id: region.into(),
+        length: 4096.into(),
+        offset: (n * 4096).into(),
+    });
+    let records = records.collect::<Vec<_>>();
+    let all = |body: &[u8], count| statuses(body, count).unwrap().collect::<Vec<_>>();
+    let registered = peer.call(Opcode::BatchRegisterKv, Flags::NONE, &records);
+    assert_eq!(all(&registered.body, 700), [RecordStatus::Ok; 700]);
+    let again = peer.call(Opcode::BatchRegisterKv, Flags::NONE, &records);
+    assert_eq!(all(&again.body, 700), [RecordStatus::Exists; 700]);
+
+    // The 600th is missing.
+    let keys = (0..800).map(|n| key(if n == 600 { 1000 } else { n })).collect::<Vec<_>>();
+    let acquired = peer.call(Opcode::BatchLookupKv, Flags::PIN | Flags::PREFIX_STOP, &keys);
+    let locations = <[LocationRecord]>::ref_from_bytes(&acquired.body).unwrap();
+    for (n, location) in (0..).zip(locations) {
+        let expected = match n {
+            0..600 => RecordStatus::Ok,
+            600 => RecordStatus::NotFound,
+            _ => RecordStatus::Skipped,
+        };
+        assert_eq!(location.status, expected as u8, "{n}");
+        assert_eq!(location.offset.get(), if n < 600 { n * 4096 } else { 0 });
+    }
+    assert_eq!(stat(&mut peer, StatKind::Pins), 600);
+    let exist = peer.call(Opcode::BatchExistsKv, Flags::PREFIX_STOP, &keys);
+    let exist = all(&exist.body, 800);
+    assert_eq!(
+        (exist[599], exist[600], exist[601]),
+        (RecordStatus::Ok, RecordStatus::NotFound, RecordStatus::Skipped)
+    );
+
+    // Nobody waits for an answer, and what follows is served behind it.
+    peer.send(&Peer::frame(Opcode::BatchUnpinKv, Flags::PIN | Flags::NO_REPLY, 7, &keys[..500]));
+    let deleted = peer.call(Opcode::BatchDeleteKv, Flags::NONE, &keys);
+    let deleted = all(&deleted.body, 800);
+    assert!(deleted[..500].iter().all(|status| *status == RecordStatus::Ok));
+    assert!(deleted[500..600].iter().all(|status| *status == RecordStatus::Pinned));
+    assert_eq!(deleted[600], RecordStatus::NotFound);
 }
 
 #[test]

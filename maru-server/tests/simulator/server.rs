@@ -189,6 +189,7 @@ impl Server {
                 Task::AwaitingRelease
             }
             Next::Continue | Next::Attach { .. } | Next::Close => Task::Serving,
+            Next::Again => panic!("no frame here has so many records"),
             Next::Shutdown => panic!("nobody may stop the server"),
         };
         if !matches!(connection.task, Task::AwaitingRelease) {
