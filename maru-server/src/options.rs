@@ -52,9 +52,26 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "600s", value_parser = humantime::parse_duration)]
     pub pin_ttl: Duration,
 
+    /// Another user that may connect to the Unix socket, by number; may be repeated. The server's own user and root always
+    /// may. The socket is open to all then, and who connects is told by the kernel.
+    #[arg(long, value_name = "UID")]
+    pub allow_uid: Vec<u32>,
+
+    /// The same for all users whose primary group this is.
+    #[arg(long, value_name = "GID")]
+    pub allow_gid: Vec<u32>,
+
     /// How long a new connection may take to say HELLO.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub hello_deadline: Duration,
+
+    /// How long a peer may take for the rest of a frame that it has begun, and to take its answers; 0 for ever.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub stall_timeout: Duration,
+
+    /// How long a connection may be silent; 0 for ever. Hosts that are gone are noticed without it.
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub idle_timeout: Duration,
 
     /// Entries in the directory, and so pages in all regions together [default: one for every 4 KiB of the pool, at
     /// most 16,777,216]. Each takes about 80 bytes once used.
@@ -84,6 +101,10 @@ pub struct Options {
     /// Bytes of a request's body. A larger batch is refused; clients split theirs by what the server says.
     #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = body_size)]
     pub max_body: u32,
+
+    /// Bytes of answers that a connection gathers before it has to take them, one more frame's at most on top.
+    #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = unanswered_size)]
+    pub max_unanswered: usize,
 
     /// How connections are driven: by a ring of the server's own, or by tasks of tokio-uring, which is slower and
     /// needs less of the kernel. Auto takes the first where the kernel can.
@@ -121,6 +142,14 @@ fn body_size(text: &str) -> Result<u32, String> {
         .ok()
         .filter(|size| (1024..=64 * 1024 * 1024).contains(size) && size.is_multiple_of(8))
         .ok_or_else(|| "a body has 1 KiB to 64 MiB, a multiple of 8 bytes".to_owned())
+}
+
+fn unanswered_size(text: &str) -> Result<usize, String> {
+    let size: ByteSize = text.parse()?;
+    usize::try_from(size.as_u64())
+        .ok()
+        .filter(|size| (4096..=1 << 30).contains(size))
+        .ok_or_else(|| "answers take 4 KiB to 1 GiB".to_owned())
 }
 
 #[cfg(test)]

@@ -324,9 +324,9 @@ impl Service {
         }
     }
 
-    /// Answers a connection that is one too many.
-    pub fn refuse_connection(&mut self, out: &mut Output) {
-        self.answer_status(&Header::new_zeroed(), FrameStatus::Limit, out);
+    /// Answers a connection that is not served at all.
+    pub fn refuse_connection(&mut self, status: FrameStatus, out: &mut Output) {
+        self.answer_status(&Header::new_zeroed(), status, out);
     }
 
     /// Serves one frame: its response, if it wants one, is appended to `out`. A frame takes effect as a whole before the next.

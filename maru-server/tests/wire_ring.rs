@@ -2,6 +2,8 @@
 
 mod common;
 
+#[path = "cases/hostile.rs"]
+mod hostile;
 #[path = "cases/wire.rs"]
 mod wire;
 

@@ -207,7 +207,12 @@ impl<'a> Supervisor<'a> {
         if self.one_in(3) {
             // Another one, or the victim itself, which then dies where it was stopped.
             let index = self.any_line();
-            let limit = PAUSE_MAX.min(self.args.kill_every).as_millis().max(1);
+            let mut limit = PAUSE_MAX.min(self.args.kill_every);
+            if self.args.kill_server.is_some() {
+                // Without a server for as long as it is paused, its session must not end.
+                limit = limit.min(self.args.grace / 4);
+            }
+            let limit = limit.as_millis().max(1);
             let pause = u128::from(self.random.next()) % limit;
             let pause = Duration::from_millis(u64::try_from(pause).expect("pauses are short"));
             let line = &mut self.lines[index];

@@ -3,23 +3,21 @@
 use std::cell::Cell;
 use std::net::Shutdown;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use maru_proto::{Frame, Header, Step, decode};
+use maru_proto::{Frame, FrameStatus, Header, Step, decode};
 use tracing::{debug, warn};
 
 use super::stream::Stream;
 use super::{Shared, task};
 use crate::output::Output;
-use crate::service::{LOOK_AHEAD, Next, Session};
+use crate::service::{LOOK_AHEAD, Next, Session, Transport};
 use crate::state::{RegionId, RegionInfo};
 
 /// Bytes of input buffer that a connection starts with.
 const FIRST_INPUT: usize = 4 * 1024;
 /// Bytes that the input buffer grows to by itself, while reads fill it.
 const USUAL_INPUT: usize = 64 * 1024;
-/// Responses are written once they have this many bytes, before further frames of the same input are served.
-const OUTPUT_TURN: usize = 256 * 1024;
 
 /// Records, about, that are worked on before other connections have a turn.
 const WORK_TURN: usize = 512;
@@ -28,12 +26,33 @@ const WORK_TURN: usize = 512;
 pub(super) struct Link {
     pub(super) stream: Stream,
     greeted: Cell<bool>,
+    /// When the last bytes came.
+    heard_at: Cell<Duration>,
+    /// Since when a frame is there in part.
+    partial_since: Cell<Option<Duration>>,
+    /// Since when answers wait to be taken.
+    unsent_since: Cell<Option<Duration>>,
 }
 
 impl Link {
     /// Whether HELLO was accepted.
     pub(super) fn is_greeted(&self) -> bool {
         self.greeted.get()
+    }
+
+    /// When the peer last said anything.
+    pub(super) fn heard_at(&self) -> Duration {
+        self.heard_at.get()
+    }
+
+    /// Since when the peer owes the rest of a frame, or does not take its answers.
+    pub(super) fn stalled_since(&self) -> Option<Duration> {
+        self.partial_since.get().into_iter().chain(self.unsent_since.get()).min()
+    }
+
+    /// Answers are on their way, from now on or not any more.
+    pub(super) fn set_unsent(&self, now: Option<Duration>) {
+        self.unsent_since.set(now);
     }
 
     /// Ends reading: what was read is still served and answered.
@@ -49,18 +68,48 @@ impl Link {
 
 /// Takes in a connection that was accepted, or turns it away.
 pub(super) fn start(shared: &Rc<Shared>, stream: Stream) {
-    let link = Rc::new(Link { stream, greeted: Cell::new(false) });
-    let connection = Connection::new(shared, &link);
-    if shared.open.get() > shared.limits.max_connections {
-        warn!(limit = shared.limits.max_connections, "too many connections: turned one away");
-        tokio_uring::spawn(task::turn_away(connection));
+    let link = Rc::new(Link {
+        stream,
+        greeted: Cell::new(false),
+        heard_at: Cell::new(shared.now()),
+        partial_since: Cell::new(None),
+        unsent_since: Cell::new(None),
+    });
+    let admitted = match link.stream.transport() {
+        Transport::Unix => shared.admission.admits(&link.stream.fd()),
+        // The token of HELLO says who it is.
+        Transport::Tcp => Ok(()),
+    };
+    if let Err(peer) = admitted {
+        let (user, group) = peer.unzip();
+        warn!(user, group, "turned a user away; --allow-uid or --allow-gid would let them in");
+        tokio_uring::spawn(task::turn_away(Rc::clone(shared), link, FrameStatus::Unauthorized));
         return;
     }
+    if shared.open.get() >= shared.limits.max_connections && !make_place(shared) {
+        warn!(limit = shared.limits.max_connections, "too many connections: turned one away");
+        tokio_uring::spawn(task::turn_away(Rc::clone(shared), link, FrameStatus::Limit));
+        return;
+    }
+    let connection = Connection::new(shared, &link);
     remember(shared, &link);
     match &shared.reactor {
         Some(arrivals) => arrivals.push(connection),
         None => drop(tokio_uring::spawn(task::run(connection, None))),
     }
+}
+
+/// Ends the oldest connection that has not said HELLO: however many say nothing, they keep nobody out.
+fn make_place(shared: &Shared) -> bool {
+    let mut greetings = shared.greetings.borrow_mut();
+    while let Some((_, link)) = greetings.pop_front() {
+        if let Some(link) = link.upgrade().filter(|link| !link.is_greeted()) {
+            debug!("closing a connection that has not said HELLO, for another");
+            link.close();
+            return true;
+        }
+    }
+    false
 }
 
 fn remember(shared: &Shared, link: &Rc<Link>) {
@@ -139,7 +188,7 @@ impl Connection {
         let max_body = service.max_body();
         let (mut frames, mut work) = (0, 0);
         let pause = loop {
-            if self.output.len() >= OUTPUT_TURN || work >= WORK_TURN {
+            if self.output.len() >= self.shared.limits.max_unanswered || work >= WORK_TURN {
                 break Pause::Turn;
             }
             if frames % LOOK_AHEAD == 0 {
@@ -179,6 +228,11 @@ impl Connection {
             }
         };
         self.link.greeted.set(self.session.is_open());
+        self.link.heard_at.set(now);
+        let has_moved = frames > 1;
+        let is_partial = matches!(pause, Pause::Read) && !self.input.is_empty();
+        let since = self.link.partial_since.get().filter(|_| !has_moved).unwrap_or(now);
+        self.link.partial_since.set(is_partial.then_some(since));
         pause
     }
 }

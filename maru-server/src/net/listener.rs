@@ -1,9 +1,9 @@
 //! Where connections come from: the Unix socket, the TCP address, and the loop that accepts.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, Permissions};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tracing::{debug, warn};
 
 use super::Shared;
+use super::admission::Admission;
 use super::connection;
 use super::stream::Stream;
 use crate::error::ServerError;
@@ -90,11 +91,16 @@ pub(super) struct SocketFile {
 
 impl SocketFile {
     /// Listens on a path, or the default one; takes over a socket that nobody listens on any more.
-    pub(super) fn listen(path: Option<&Path>) -> Result<(SocketFile, Listener), ServerError> {
+    /// Where others than the server's own user may connect, their user is what is looked at, and no longer the file's mode.
+    pub(super) fn listen(
+        path: Option<&Path>,
+        admission: &Admission,
+    ) -> Result<(SocketFile, Listener), ServerError> {
         let path = path.map_or_else(default_socket_path, Path::to_owned);
         let failed = |source| ServerError::Socket { path: path.clone(), source };
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+            let mode = if admission.is_shared() { 0o711 } else { 0o700 };
+            DirBuilder::new().recursive(true).mode(mode).create(folder).map_err(failed)?;
         }
         match std::os::unix::net::UnixStream::connect(&path) {
             Ok(_) => return Err(ServerError::SocketInUse(path)),
@@ -105,6 +111,9 @@ impl SocketFile {
             Err(error) => return Err(failed(error)),
         }
         let listener = UnixListener::bind(&path).map_err(failed)?;
+        if admission.is_shared() {
+            std::fs::set_permissions(&path, Permissions::from_mode(0o666)).map_err(failed)?;
+        }
         Ok((SocketFile { path }, Listener::Unix(listener)))
     }
 

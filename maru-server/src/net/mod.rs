@@ -1,5 +1,6 @@
 //! The only code that knows io_uring: the runtime, the listeners, and the two drivers of connections.
 
+mod admission;
 mod connection;
 mod doorbell;
 mod listener;
@@ -24,6 +25,7 @@ use crate::options::{Driver, Options};
 use crate::pool::{FolderPool, PoolPlan, mount_tmpfs};
 use crate::service::{ServedPool, Service, ServiceConfig};
 use crate::state::{Limits, PoolSpec, RetiredRegion};
+use admission::Admission;
 use connection::Link;
 use listener::{Listener, SocketFile};
 use reactor::{Arrivals, Reactor};
@@ -36,6 +38,8 @@ const MAX_PAGE_SIZE: u64 = 1 << 30;
 
 /// How often pins by name are looked at that may have run out: at most and at least.
 const PIN_TICKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(30));
+/// How often connections are looked at that may have stalled, at most.
+const STALL_TICK: Duration = Duration::from_millis(20);
 /// How long connections may take to finish their frames once the server stops.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
@@ -62,6 +66,7 @@ struct Shared {
     pool: FolderPool,
     started: Instant,
     limits: NetLimits,
+    admission: Admission,
     /// Where new connections go; each becomes a task of its own where there is no reactor.
     reactor: Option<Rc<Arrivals>>,
     stopping: Cell<bool>,
@@ -82,7 +87,10 @@ struct Shared {
 
 struct NetLimits {
     max_connections: usize,
+    max_unanswered: usize,
     hello_deadline: Duration,
+    stall_timeout: Duration,
+    idle_timeout: Duration,
 }
 
 impl Shared {
@@ -115,7 +123,8 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
     let mut terminate = signal(SignalKind::terminate()).map_err(system("can't catch SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("can't catch SIGINT"))?;
 
-    let (socket, unix) = SocketFile::listen(options.socket.as_deref())?;
+    let admission = Admission::new(&options.allow_uid, &options.allow_gid);
+    let (socket, unix) = SocketFile::listen(options.socket.as_deref(), &admission)?;
     let tcp = options.listen.map(Listener::tcp).transpose()?;
 
     let mut service = restore(options, &pool, auth)?;
@@ -127,8 +136,12 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
         started: Instant::now(),
         limits: NetLimits {
             max_connections: options.max_connections,
+            max_unanswered: options.max_unanswered,
+            stall_timeout: options.stall_timeout,
+            idle_timeout: options.idle_timeout,
             hello_deadline: options.hello_deadline,
         },
+        admission,
         reactor: arrivals.clone(),
         stopping: Cell::new(false),
         connections: RefCell::default(),
@@ -156,6 +169,7 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
         .collect::<Vec<_>>();
     tokio_uring::spawn(expire(Rc::clone(&shared), options.pin_ttl));
     tokio_uring::spawn(enforce_greetings(Rc::clone(&shared)));
+    tokio_uring::spawn(end_stalled(Rc::clone(&shared)));
 
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: stopping"),
@@ -247,6 +261,30 @@ async fn enforce_greetings(shared: Rc<Shared>) {
         if let Some(link) = link.upgrade().filter(|link| !link.is_greeted()) {
             debug!("closing a connection that did not say HELLO in time");
             link.close();
+        }
+    }
+}
+
+/// Closes connections whose peer stops in the middle of a frame, does not take its answers, or says nothing for too long.
+async fn end_stalled(shared: Rc<Shared>) {
+    let NetLimits { stall_timeout, idle_timeout, .. } = shared.limits;
+    let shortest = [stall_timeout, idle_timeout].into_iter().filter(|time| !time.is_zero()).min();
+    let Some(shortest) = shortest else { return };
+    loop {
+        tokio::time::sleep((shortest / 4).max(STALL_TICK)).await;
+        let now = shared.now();
+        let links = shared.connections.borrow().iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
+        for link in links {
+            let is_over = |since: Option<Duration>, limit: Duration| {
+                !limit.is_zero() && since.is_some_and(|since| now.saturating_sub(since) > limit)
+            };
+            if is_over(link.stalled_since(), stall_timeout) {
+                debug!("closing a connection whose peer stopped in the middle");
+                link.close();
+            } else if is_over(Some(link.heard_at()), idle_timeout) {
+                debug!("closing a connection on which nothing was said");
+                link.close();
+            }
         }
     }
 }

@@ -263,6 +263,7 @@ impl Reactor {
                     return self.send(key);
                 }
                 slot.sent = 0;
+                slot.connection.link.set_unsent(None);
                 let bytes = mem::take(&mut slot.sending);
                 slot.connection.output = Output::reuse(bytes);
             }
@@ -338,6 +339,10 @@ impl Reactor {
     fn send(&mut self, key: usize) -> io::Result<()> {
         let slot = &mut self.slots[key];
         slot.send_under_way = true;
+        let link = &slot.connection.link;
+        if slot.sent == 0 {
+            link.set_unsent(Some(slot.connection.shared.now()));
+        }
         let rest = &slot.sending[slot.sent..];
         let length = u32::try_from(rest.len()).unwrap_or(u32::MAX);
         let fd = types::Fd(slot.connection.link.stream.fd().as_raw_fd());

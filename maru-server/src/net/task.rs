@@ -3,9 +3,12 @@
 
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::time::Duration;
 
+use maru_proto::FrameStatus;
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::Interest;
@@ -13,16 +16,37 @@ use tokio::io::unix::AsyncFd;
 use tokio_uring::buf::BoundedBuf;
 use tracing::debug;
 
-use super::connection::{Connection, Pause, Wait};
+use super::Shared;
+use super::connection::{Connection, Link, Pause, Wait};
 use super::stream::Stream;
 use crate::output::Output;
 use crate::service::Next;
 use crate::state::{RegionId, RegionInfo};
 
-/// Tells a connection that it is one too many.
-pub(super) async fn turn_away(mut connection: Connection) {
-    connection.shared.service.borrow_mut().refuse_connection(&mut connection.output);
-    let _ = write(&mut connection).await;
+/// How long a peer that is turned away may take to take its answer.
+const TURN_AWAY_TIME: Duration = Duration::from_secs(1);
+
+/// Tells a peer why it is not served.
+pub(super) async fn turn_away(shared: Rc<Shared>, link: Rc<Link>, status: FrameStatus) {
+    let mut output = Output::default();
+    shared.service.borrow_mut().refuse_connection(status, &mut output);
+    let farewell = async {
+        let (written, mut input) = link.stream.write_all(output.into_bytes()).await;
+        if written.is_err() {
+            return;
+        }
+        // Closed with something unread, the connection would break before the peer has its answer.
+        link.stream.shutdown(Shutdown::Write);
+        loop {
+            input.clear();
+            let (read, buffer) = link.stream.read(input).await;
+            input = buffer;
+            if !matches!(read, Ok(1..)) {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(TURN_AWAY_TIME, farewell).await;
 }
 
 /// Serves until the peer closes, breaks the protocol, or the server stops; begins with what a reactor left to do.
@@ -90,7 +114,9 @@ async fn write(connection: &mut Connection) -> io::Result<()> {
     connection.shared.release_retired();
     if !connection.output.is_empty() {
         let bytes = mem::take(&mut connection.output).into_bytes();
+        connection.link.set_unsent(Some(connection.shared.now()));
         let (written, bytes) = connection.link.stream.write_all(bytes).await;
+        connection.link.set_unsent(None);
         connection.output = Output::reuse(bytes);
         written?;
     }
@@ -108,6 +134,7 @@ async fn write_with_region(
     write(connection).await?;
     let file = connection.shared.pool.open_region(region, writable)?;
     let stream = &connection.link.stream;
+    connection.link.set_unsent(Some(connection.shared.now()));
     let sent = loop {
         match send_with_descriptor(stream, &response, &file) {
             Ok(sent) => break sent,
@@ -120,6 +147,7 @@ async fn write_with_region(
         let (written, _) = stream.write_all(response.slice(sent..)).await;
         written?;
     }
+    connection.link.set_unsent(None);
     Ok(())
 }
 
