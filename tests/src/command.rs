@@ -114,3 +114,13 @@ pub enum Reply {
     /// Refused, with the text that a user would see.
     Failed(String),
 }
+
+impl Reply {
+    /// The text of a refusal.
+    pub fn failed(self) -> Option<String> {
+        match self {
+            Reply::Failed(text) => Some(text),
+            _ => None,
+        }
+    }
+}

@@ -7,15 +7,19 @@ mod client;
 mod command;
 mod content;
 mod handler;
+mod proxy;
 mod server;
 mod sever;
+mod waiting;
 
 pub use client::ClientProcess;
 pub use command::{ClientConfig, Command, Reply, Stat};
 pub use content::{fill, is_intact};
 pub use handler::{PAGE, config, connect, stat, store};
+pub use proxy::{Direction, Proxy};
 pub use server::ServerProcess;
 pub use sever::sever;
+pub use waiting::block_on;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

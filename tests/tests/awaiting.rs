@@ -2,13 +2,13 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
+
+use std::task::{Context, Poll, Waker};
+
 use std::time::Duration;
 
 use maru_client::{Config, Deleted, Error, MaruHandler, Pinned, StatKind, Stored, Unpinned};
-use maru_tests::{PAGE, ServerProcess, fill, is_intact, wait_until};
+use maru_tests::{PAGE, ServerProcess, block_on, fill, is_intact, wait_until};
 
 fn config(server: &ServerProcess) -> Config {
     maru_tests::config(server).region_size(4 << 20)
@@ -22,24 +22,6 @@ async fn store(handler: &MaruHandler, key: &str) -> Result<Stored, Error> {
     let mut page = handler.alloc_async(PAGE).await?;
     fill(key, &mut page);
     handler.store_async(key, page).await
-}
-
-/// An executor of a few lines: nothing of any runtime is around.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
-        }
-    }
 }
 
 /// Polls a future so often, then drops it.
