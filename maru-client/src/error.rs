@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use maru_proto::{BodyError, DecodeError, FrameStatus, Opcode, RecordStatus, VersionRange};
+use rustix::io::Errno;
 
 use crate::page::PageLocation;
 
@@ -187,6 +188,15 @@ pub enum ProtocolError {
     /// The server left as many requests without an answer as a connection may have.
     #[error("no more requests can wait for their answers")]
     TooManyWaiting,
+}
+
+impl Error {
+    /// Whether it is this process that lacks something, and not the server.
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        let (Error::Connect { source, .. } | Error::Io { source, .. }) = self else { return false };
+        let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+        Errno::from_io_error(source).is_some_and(|errno| lacks.contains(&errno))
+    }
 }
 
 /// What a page of an own region is, as far as this handler knows. The texts complete "page 3 of region 7 …".

@@ -125,12 +125,14 @@ impl Link {
     pub(crate) fn by_control<T>(&self, ask: impl FnOnce(&Control) -> Result<T>) -> Option<Result<T>> {
         let asked = ask(self.control.as_ref()?);
         Some(asked.map_err(|error| {
-            if matches!(error, Error::Refused { .. }) {
+            let nothing_was_asked = matches!(error, Error::Connect { .. }) && error.is_of_this_process();
+            if matches!(error, Error::Refused { .. }) || nothing_was_asked {
                 return error;
             }
             self.shut();
             match error {
                 Error::Timeout { .. } | Error::Protocol(_) => error,
+                error if error.is_of_this_process() => error,
                 _ => Error::ConnectionLost,
             }
         }))

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use maru_proto::{ConnectionKind, Flags, HelloRequest, HelloResponse, Opcode, RegionRecord, Step, decode};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
 use super::output::push_request;
 use super::request::{GetRegion, Hello, Request, RequestAlloc, decode_answer};
@@ -165,6 +165,10 @@ fn receive(stream: &UnixStream, buffer: &mut [u8]) -> Result<(usize, Option<Owne
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = recvmsg(stream, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        // The descriptor had no place in this process.
+        return Err(Errno::MFILE);
+    }
     let descriptors = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
         _ => None,
