@@ -536,14 +536,13 @@ impl Service {
             let opened = self.state.open_instance(name, token_of(session_token));
             (opened.map_err(|_| FrameStatus::Limit)?, session_token)
         };
-        if self.state.connect(instance).is_err() {
+        // A session that goes on has given its other connections up, of which the server may not know yet.
+        let connected = if resume { self.state.resume(instance) } else { self.state.connect(instance) };
+        if connected.is_err() {
             if !resumed {
                 self.state.forget(instance);
             }
             return Err(FrameStatus::Limit.into());
-        }
-        if resume {
-            self.state.resume(instance);
         }
         session.hello = Some(Greeted { instance, incarnation: self.state.incarnation(instance), kind });
         self.one_frame(frame, 1);

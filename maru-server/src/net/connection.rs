@@ -119,7 +119,12 @@ fn remember(shared: &Shared, link: &Rc<Link>) {
     }
     connections.push(Rc::downgrade(link));
     let deadline = Instant::now() + shared.limits.hello_deadline;
-    shared.greetings.borrow_mut().push_back((deadline, Rc::downgrade(link)));
+    let mut greetings = shared.greetings.borrow_mut();
+    if greetings.len() == greetings.capacity() {
+        // Whoever comes and goes while one is waited for leaves nothing behind.
+        greetings.retain(|(_, link)| link.upgrade().is_some_and(|link| !link.is_greeted()));
+    }
+    greetings.push_back((deadline, Rc::downgrade(link)));
     shared.greeting_began.notify_one();
 }
 

@@ -270,27 +270,36 @@ impl State {
     /// # Panics
     /// When the instance ended.
     pub fn connect(&mut self, instance: InstanceNumber) -> Result<(), LimitReached> {
-        let limit = self.limits.max_connections_per_instance;
+        self.connect_within(instance, self.limits.max_connections_per_instance)
+    }
+
+    /// Does the same, and begins a new incarnation of the instance, whose pins stay until it has said which it has a use for.
+    /// The connections of before, which have no say any more, may not have ended yet: there may be as many on top.
+    ///
+    /// # Errors
+    /// [`LimitReached::Connections`]; nothing is changed then.
+    ///
+    /// # Panics
+    /// When the instance ended.
+    pub fn resume(&mut self, instance: InstanceNumber) -> Result<(), LimitReached> {
+        self.connect_within(instance, self.limits.max_connections_per_instance.saturating_mul(2))?;
         let resumed = self.instances.get_mut(instance);
-        if resumed.connections >= limit {
+        resumed.incarnation = resumed.incarnation.wrapping_add(1);
+        resumed.asserted.clear();
+        Ok(())
+    }
+
+    fn connect_within(&mut self, instance: InstanceNumber, limit: u32) -> Result<(), LimitReached> {
+        let connected = self.instances.get_mut(instance);
+        if connected.connections >= limit {
             return Err(LimitReached::Connections(limit));
         }
-        resumed.connections += 1;
-        if let Some(end) = resumed.grace_end.take() {
+        connected.connections += 1;
+        if let Some(end) = connected.grace_end.take() {
             self.instances.expiries.remove(&(end, instance));
         }
         self.instances.connections += 1;
         Ok(())
-    }
-
-    /// Begins a new incarnation of the instance, whose pins stay until it has said which it has a use for.
-    ///
-    /// # Panics
-    /// When the instance ended.
-    pub fn resume(&mut self, instance: InstanceNumber) {
-        let resumed = self.instances.get_mut(instance);
-        resumed.incarnation = resumed.incarnation.wrapping_add(1);
-        resumed.asserted.clear();
     }
 
     /// How often an instance was resumed: connections of an earlier incarnation have no say any more.

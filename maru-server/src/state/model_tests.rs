@@ -72,7 +72,7 @@ const ANSWERS: &[&str] = &[
     "register: PageInUse",
     "pin: Ok(Location", "pin: Err(NotFound", "pin: Err(Limit",
     "unpin: Ok", "unpin: Err(NotFound", "unpin: Err(NotPinned",
-    "restart: done", "restart: waits", "assert: believed", "assert: true", "assert: false", "held: Ok", "held: Err(NotFound", "held: Err(NotOwner",
+    "resume: Ok", "resume: Err(Connections", "restart: done", "restart: waits", "assert: believed", "assert: true", "assert: false", "held: Ok", "held: Err(NotFound", "held: Err(NotOwner",
     "delete: Ok", "delete: Err(NotFound", "delete: Err(Pinned", "delete: orphan retired",
 ];
 
@@ -399,7 +399,17 @@ impl Pair<'_> {
                 let who = self.who(who)?;
                 let (request, mut listed) = (self.request(who, asserted.len()), BTreeSet::new());
                 let before = self.state.incarnation(who);
-                self.state.resume(who);
+                // Those of before may not have ended yet.
+                let instance = self.model.instances.get_mut(&who).unwrap();
+                let expected = if instance.connections < 4 {
+                    *instance = ModelInstance { connections: instance.connections + 1, grace_end: None };
+                    Ok(())
+                } else {
+                    Err(LimitReached::Connections(4))
+                };
+                let result = self.state.resume(who);
+                self.same("resume", &result, &expected);
+                expected.ok()?;
                 assert_eq!(self.state.incarnation(who), before + 1);
                 for &(key, right, guards, named) in asserted {
                     let generation = self.model.entries.get(&key).map_or(0, |entry| entry.generation);

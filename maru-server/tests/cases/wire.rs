@@ -319,6 +319,60 @@ fn one_connection_too_many_is_told_so() {
     Peer::greeted(&server, "c");
 }
 
+/// Each has a status of its own, and costs nobody else anything.
+#[test]
+fn what_is_over_a_limit_is_told_so() {
+    let server = start(&[
+        "--max-instances",
+        "2",
+        "--max-connections-per-instance",
+        "2",
+        "--max-regions-per-instance",
+        "1",
+        "--max-entries",
+        "600",
+        "--max-pins-per-entry",
+        "2",
+    ]);
+    let hello = |name: &str, session| {
+        let mut peer = Peer::connect(&server);
+        let id = maru_proto::InstanceId::new(name).unwrap();
+        let request = maru_proto::HelloRequest::new(id, maru_proto::ConnectionKind::Data, session);
+        let status = peer.call(Opcode::Hello, Flags::NONE, &[request]).status;
+        (peer, status)
+    };
+    let (mut first, greeting) = Peer::greeted(&server, "first");
+    let (mut second, _) = Peer::greeted(&server, "second");
+    assert_eq!(hello("third", SessionToken::NONE).1, FrameStatus::Limit, "instances");
+    let (_another, status) = hello("first", greeting.session);
+    assert_eq!(status, FrameStatus::Ok);
+    assert_eq!(hello("first", greeting.session).1, FrameStatus::Limit, "connections of an instance");
+
+    let pages = |pages: u64| RequestAllocRequest {
+        size: (pages * 4096).into(),
+        page_size: 4096.into(),
+        pool_id: RequestAllocRequest::ANY_POOL.into(),
+        reserved: 0.into(),
+    };
+    let region = region(&mut first, 512).region_id.get();
+    let more = first.call(Opcode::RequestAlloc, Flags::NONE, &[pages(1)]);
+    assert_eq!(more.status, FrameStatus::Limit, "regions of an instance");
+    let too_many = second.call(Opcode::RequestAlloc, Flags::NONE, &[pages(100)]);
+    assert_eq!(too_many.status, FrameStatus::Limit, "pages, and so entries");
+    assert_eq!(second.call(Opcode::RequestAlloc, Flags::NONE, &[pages(88)]).status, FrameStatus::Ok);
+
+    first.call(Opcode::RegisterKv, Flags::NONE, &[record(1, region, 0, 4096)]);
+    let mut pin = || {
+        let pinned = second.call(Opcode::PinKv, Flags::NONE, &[digest(1)]);
+        <[LocationRecord]>::ref_from_bytes(&pinned.body).unwrap()[0].status
+    };
+    assert_eq!(
+        [pin(), pin(), pin()],
+        [RecordStatus::Ok, RecordStatus::Ok, RecordStatus::PinLimit].map(|s| s as u8)
+    );
+    assert_eq!(stat(&mut first, StatKind::Pins), 2);
+}
+
 #[test]
 fn a_peer_that_does_not_read_holds_up_nobody() {
     let server = start(&[]);

@@ -223,7 +223,8 @@ impl Server {
         Some(match self.tokens.get(&hello.session.0) {
             None => FrameStatus::Unauthorized,
             Some(instance) => {
-                let limit = self.limits.max_connections_per_instance;
+                // One that goes on may have as many that the server does not know to be lost.
+                let limit = self.limits.max_connections_per_instance * (1 + u32::from(hello.resume));
                 let is_full = self.instances[instance].connections >= limit;
                 if is_full { FrameStatus::Limit } else { FrameStatus::Ok }
             }
