@@ -65,7 +65,11 @@ fn bytes_that_are_no_frame_are_answered_and_the_connection_is_closed() {
         ("a future version", with(2, 9), FrameStatus::UnsupportedVersion),
         ("4 GiB of body", huge, FrameStatus::TooLarge),
         ("a response", response, FrameStatus::Malformed),
-        ("random bytes", (0..64).map(|n| (n * 37 + 11) as u8).collect(), FrameStatus::Malformed),
+        (
+            "random bytes",
+            (0..64u8).map(|n| n.wrapping_mul(37).wrapping_add(11)).collect(),
+            FrameStatus::Malformed,
+        ),
     ] {
         for greeted in [false, true] {
             let mut bad = if greeted { Peer::greeted(&server, "bad").0 } else { Peer::connect(&server) };
