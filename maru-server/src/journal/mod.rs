@@ -231,11 +231,12 @@ fn damaged<T>(path: &Path, what: impl Into<String>) -> Result<T, JournalError> {
     Err(JournalError::Damaged { path: path.to_owned(), what: what.into() })
 }
 
-/// Maps a file of whole pages for reading and writing, and has its memory brought in.
-fn map(file: &fs::File) -> io::Result<memmap2::MmapMut> {
+/// Maps so many bytes of a file for reading and writing, and has their memory brought in.
+fn map(file: &fs::File, bytes: u64) -> io::Result<memmap2::MmapMut> {
+    let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
     // SAFETY: the file is private to the servers of this pool, of which the pool's lock allows one at a time; nobody
     // shortens it while it is mapped.
-    unsafe { memmap2::MmapOptions::new().populate().map_mut(file) }
+    unsafe { memmap2::MmapOptions::new().len(bytes).populate().map_mut(file) }
 }
 
 #[cfg(test)]

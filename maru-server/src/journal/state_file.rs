@@ -234,7 +234,7 @@ fn allocate(file: &File, max_instances: u32, bytes: u64) -> io::Result<MmapMut> 
         ftruncate(file, wanted)?;
         fallocate(file, FallocateFlags::empty(), 0, wanted)?;
     }
-    map(file)
+    map(file, wanted)
 }
 
 /// What tells one boot of the host from another.

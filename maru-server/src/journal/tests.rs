@@ -1,7 +1,7 @@
 //! What is written down is read back, whatever happened before; what is not as it was written is refused.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -338,6 +338,25 @@ fn what_was_half_done_is_as_if_never_begun() {
     assert_eq!(server.register(owner, 2, region, 1), Registered::Done);
     server.restart();
     assert!(server.state.find(digest(1)).is_some() && server.state.find(digest(2)).is_some());
+}
+
+#[test]
+fn a_page_table_takes_no_more_memory_than_its_pages_need() {
+    for damaged in [false, true] {
+        let (mut server, _, region) = one_entry();
+        let path = table_path(server.folder.path(), region);
+        let memory = || fs::metadata(&path).unwrap().blocks();
+        let before = memory();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 28).unwrap();
+        if damaged {
+            write_at(&path, 20, &[0xee]);
+            assert!(refused(server.folder.path()).contains("its head is not what was written"));
+        } else {
+            server.restart();
+            assert!(server.state.find(digest(1)).is_some());
+        }
+        assert_eq!(memory(), before, "damaged: {damaged}");
+    }
 }
 
 #[test]
