@@ -360,6 +360,28 @@ fn a_page_table_takes_no_more_memory_than_its_pages_need() {
 }
 
 #[test]
+fn a_state_file_takes_no_more_memory_than_its_instances_need() {
+    let (mut server, owner, _) = one_entry();
+    let path = server.folder.path().join("maru.state");
+    let memory = || fs::metadata(&path).unwrap().blocks();
+    let before = memory();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 28).unwrap();
+    server.restart();
+    assert!(server.state.identity(owner).is_some());
+    assert_eq!(memory(), before);
+}
+
+#[test]
+fn a_state_file_that_is_refused_is_left_as_long_as_it_is() {
+    let (server, ..) = one_entry();
+    let path = server.folder.path().join("maru.state");
+    write_at(&path, 40, &[0xee]);
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100).unwrap();
+    assert!(refused(server.folder.path()).contains("its head is not what was written"));
+    assert_eq!(fs::metadata(&path).unwrap().len(), 100);
+}
+
+#[test]
 fn a_journal_of_an_earlier_boot_is_discarded() {
     let (server, ..) = one_entry();
     let path = server.folder.path().join("maru.state");
