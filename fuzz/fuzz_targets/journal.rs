@@ -1,7 +1,8 @@
 //! Whatever becomes of a journal's files, they are refused or gone on from, in a state whose every invariant holds.
 #![no_main]
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
@@ -119,7 +120,7 @@ impl Damage {
             Damage::Copy { file: which, region, is_table } => {
                 let to = named(u32::from(region), is_table);
                 if to != *file(which) {
-                    fs::copy(file(which), to).expect("there is room for a copy");
+                    fs::write(to, beginning(file(which))).expect("there is room for a copy");
                 }
             }
             Damage::Repeat { file: which, from, to } => {
@@ -151,11 +152,19 @@ fn change(file: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     if !is_table(file) && !is_state(file) {
         return;
     }
-    let mut bytes = fs::read(file).expect("it is there");
+    let mut bytes = beginning(file);
     change(&mut bytes);
     // In its place: a file that is written anew would have other memory.
     let file = OpenOptions::new().write(true).open(file).expect("it is there");
     file.write_all_at(&bytes, 0).expect("it was as long before");
+}
+
+/// As much of a file as means something: one that was stretched is long.
+fn beginning(file: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(1 << 16).read_to_end(&mut bytes));
+    read.expect("it is there");
+    bytes
 }
 
 fn set_length(file: &Path, length: u64) {
