@@ -63,6 +63,7 @@ enum Damage {
 fuzz_target!(|run: Run| {
     let mut server = Server::of(Folder::new()).expect("an empty folder is a journal's beginning");
     server.greet();
+    server.furnish();
     run.before.iter().take(TURNS).for_each(|turn| server.turn(turn));
     let folder = server.into_folder().expect("it keeps a journal");
     run.damage.iter().for_each(|damage| damage.befall(&folder));

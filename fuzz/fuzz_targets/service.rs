@@ -23,6 +23,7 @@ fuzz_target!(|run: Run| {
         Server::forgetful()
     };
     server.greet();
+    server.furnish();
     run.turns.iter().take(TURNS).for_each(|turn| server.turn(turn));
     server.restart();
 });

@@ -23,6 +23,10 @@ pub(crate) const SECRET: &[u8] = b"secret";
 pub struct Key(u8);
 
 impl Key {
+    pub(crate) fn number(key: u8) -> Key {
+        Key(key)
+    }
+
     /// Every key.
     pub(crate) fn all() -> impl Iterator<Item = Key> {
         (0..KEYS).map(Key)
@@ -48,6 +52,11 @@ impl Key {
 pub struct Which(u8);
 
 impl Which {
+    /// The one that is so far down the list.
+    pub(crate) fn place(place: u8) -> Which {
+        Which(place)
+    }
+
     fn region(self, state: &State) -> u32 {
         let regions = state.regions_after(RegionId(0)).map(|region| region.id.0).collect::<Vec<_>>();
         let place = usize::from(self.0) % (regions.len() + 1);
@@ -60,7 +69,7 @@ impl Which {
 pub enum Who {
     /// A new instance's.
     New,
-    /// That of an instance which there is, or was.
+    /// That of an instance which there is, or was; a new one's where there was none.
     Of(u8),
     /// That of whoever has this token.
     Token([u8; 16]),
@@ -88,7 +97,6 @@ pub enum Ask {
     Stats,
     Usage { after: u8 },
     Heartbeat,
-    Shutdown,
 }
 
 /// What a request may be about.
@@ -109,7 +117,7 @@ impl Ask {
             Ask::Hello { who, is_control, resumes, knows_secret } => {
                 let session = match *who {
                     Who::New => SessionToken::NONE,
-                    Who::Of(n) if known.sessions.is_empty() => SessionToken([n; 16]),
+                    Who::Of(_) if known.sessions.is_empty() => SessionToken::NONE,
                     Who::Of(n) => known.sessions[usize::from(n) % known.sessions.len()],
                     Who::Token(token) => SessionToken(token),
                 };
@@ -123,9 +131,10 @@ impl Ask {
                 frame(Opcode::Hello, Flags::NONE, id, &[hello])
             }
             Ask::Alloc { pages, page_units, pool } => {
-                let page_size = u64::from(page_units % 4) * 4096;
+                // Some that are not allowed among them.
+                let page_size = [4096, 8192, 4096, 8192, 4096, 12288, 4096, 0][usize::from(page_units % 8)];
                 let request = RequestAllocRequest {
-                    size: (u64::from(*pages) * page_size).into(),
+                    size: (u64::from(pages % 16) * page_size).into(),
                     page_size: page_size.into(),
                     pool_id: pool.map_or(RequestAllocRequest::ANY_POOL, |pool| u32::from(pool % 3)).into(),
                     reserved: 0.into(),
@@ -154,7 +163,8 @@ impl Ask {
                 frame(Opcode::ReclaimPages, flags(&[(*evicts, Flags::EVICT)]), id, &[request])
             }
             Ask::GetPages { of, first } => {
-                let request = PagesRequest { region_id: region(*of), first_page: u32::from(*first).into() };
+                let first_page = u32::from(first % 4) * 32;
+                let request = PagesRequest { region_id: region(*of), first_page: first_page.into() };
                 frame(Opcode::GetPages, Flags::NONE, id, &[request])
             }
             Ask::Register(chunks) => {
@@ -164,8 +174,8 @@ impl Ask {
                     RegisterRecord {
                         digest: key.on_the_wire(),
                         region_id: id.into(),
-                        length: u32::from(*length).into(),
-                        offset: (u64::from(*page) % 16 * page_size).into(),
+                        length: u32::from(length % 4100).into(),
+                        offset: (u64::from(*page) % 8 * page_size).into(),
                     }
                 };
                 let records = chunks.iter().take(BATCH).map(record).collect::<Vec<_>>();
@@ -193,8 +203,8 @@ impl Ask {
                     PinsRecord {
                         digest: key.on_the_wire(),
                         generation: entry.map_or(0, |entry| entry.generation).into(),
-                        guards: u32::from(*guards).into(),
-                        named: u32::from(*named).into(),
+                        guards: u32::from(guards % 4).into(),
+                        named: u32::from(named % 4).into(),
                         reserved: 0.into(),
                     }
                 };
@@ -207,7 +217,6 @@ impl Ask {
                 frame(Opcode::GetUsage, Flags::NONE, id, &[request])
             }
             Ask::Heartbeat => empty(Opcode::Heartbeat, id),
-            Ask::Shutdown => empty(Opcode::Shutdown, id),
         }
     }
 }
@@ -228,6 +237,11 @@ fn batch<T: IntoBytes + Immutable>(
 
 fn frame<T: IntoBytes + Immutable>(opcode: Opcode, flags: Flags, id: u32, records: &[T]) -> Vec<u8> {
     frame_of(opcode as u8, flags, FrameStatus::Ok as u16, id, records.as_bytes())
+}
+
+/// The frame that stops the server.
+pub(crate) fn shutdown(id: u32) -> Vec<u8> {
+    empty(Opcode::Shutdown, id)
 }
 
 fn empty(opcode: Opcode, id: u32) -> Vec<u8> {

@@ -17,8 +17,8 @@ use maru_server::service::{Next, ServedPool, Service, ServiceConfig, Session, Tr
 use maru_server::state::{InstanceNumber, Limits, Location, PoolSpec, RegionId, RegionInfo, State};
 use rustix::io::Errno;
 
-use crate::request::{Known, SECRET};
-use crate::{Ask, Damage, Folder, Key, Who, frames};
+use crate::request::{Known, SECRET, shutdown};
+use crate::{Ask, Damage, Folder, Key, Which, Who, frames};
 
 /// So low that inputs of some dozen bytes come to each.
 pub const LIMITS: Limits = Limits {
@@ -74,6 +74,8 @@ pub enum Event {
     Closed(u8),
     /// The process ends, and another goes on from what it left.
     Restarted,
+    /// The same, in good order, with a request that comes too late.
+    Stopped(u8, Ask),
     /// A request with something wrong about its frame.
     Spoilt(u8, Ask, Damage),
     /// Bytes that may be no frame.
@@ -145,8 +147,16 @@ impl Server {
     /// Opens the first connections, two of one instance and one of another.
     pub fn greet(&mut self) {
         for (connection, who) in [(0, Who::New), (1, Who::New), (2, Who::Of(0))] {
-            let hello = Ask::Hello { who, is_control: false, resumes: false, knows_secret: false };
-            self.turn(&Turn::Ask(connection, hello));
+            self.turn(&Turn::Ask(connection, hello(who)));
+        }
+    }
+
+    /// Gives either instance a region, with some entries in it, so that inputs need not come to that by themselves.
+    pub fn furnish(&mut self) {
+        for (connection, first) in [(0, 0), (1, 3)] {
+            self.turn(&Turn::Ask(connection, Ask::Alloc { pages: 5, page_units: connection, pool: None }));
+            let chunk = |n: u8| (Key::number(first + n), Which::place(connection), n, 4096);
+            self.turn(&Turn::Ask(connection, Ask::Register((0..3).map(chunk).collect())));
         }
     }
 
@@ -158,7 +168,14 @@ impl Server {
     /// Lets something happen.
     pub fn turn(&mut self, turn: &Turn) {
         match turn {
-            Turn::Ask(connection, ask) => self.ask(*connection, ask, None),
+            Turn::Ask(connection, ask) => {
+                self.settle(place(*connection));
+                let is_open = self.connections[place(*connection)].session.is_open();
+                if !is_open && !matches!(ask, Ask::Hello { .. }) {
+                    self.ask(*connection, &hello(Who::Of(*connection)), None);
+                }
+                self.ask(*connection, ask, None);
+            }
             Turn::Event(Event::Spoilt(connection, ask, damage)) => self.ask(*connection, ask, Some(damage)),
             Turn::Event(Event::Bytes(connection, bytes)) => self.receive(place(*connection), bytes),
             Turn::Event(Event::Made(connection, made)) => self.made(place(*connection), *made),
@@ -170,6 +187,12 @@ impl Server {
                 self.close(connection);
             }
             Turn::Event(Event::Restarted) => self.restart(),
+            Turn::Event(Event::Stopped(connection, ask)) => {
+                self.last_request = self.last_request.wrapping_add(1);
+                self.receive(0, &shutdown(self.last_request));
+                self.ask(*connection, ask, None);
+                self.restart();
+            }
         }
     }
 
@@ -324,17 +347,26 @@ impl Server {
         }
     }
 
-    /// The process ends, wherever it is, and the next one knows all that it knew.
+    /// The process ends, wherever it is, and the next one knows all that it knew, or nothing where nothing is kept.
     pub fn restart(&mut self) {
-        let Some(folder) = &self.folder else { return };
-        let before = seen(self.service.state());
-        self.service = restored(folder).expect("what was written is read");
-        assert_eq!(seen(self.service.state()), before, "a restart changes nothing");
+        if let Some(folder) = &self.folder {
+            let before = seen(self.service.state());
+            self.service = restored(folder).expect("what was written is read");
+            assert_eq!(seen(self.service.state()), before, "a restart changes nothing");
+        } else {
+            self.service = Service::new(config());
+            self.sessions.clear();
+        }
         self.connections = CONNECTIONS.map(Connection::new).into();
         self.releasing.clear();
         self.now = Duration::ZERO;
         self.after();
     }
+}
+
+/// A plain HELLO, which is good for either transport.
+fn hello(who: Who) -> Ask {
+    Ask::Hello { who, is_control: false, resumes: false, knows_secret: true }
 }
 
 /// Everything that has to outlive the process.
