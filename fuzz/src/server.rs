@@ -267,7 +267,7 @@ impl Server {
                 task.task = Task::AwaitingRelease;
             }
             Next::Shutdown => self.service.stop(),
-            Next::Continue | Next::Close | Next::Attach { .. } => {}
+            _ => {}
         }
         if matches!(next, Next::MakeRegion(_) | Next::AwaitRelease) {
             assert!(output.is_empty(), "{frame:?} is answered later");

@@ -396,6 +396,20 @@ fn a_journal_of_an_earlier_boot_is_discarded() {
 }
 
 #[test]
+fn a_region_with_a_number_that_is_never_given_is_refused() {
+    let (server, ..) = one_entry();
+    let (_, mut saved) = Journal::open(server.folder.path(), LIMITS.max_instances, false).unwrap();
+    saved.last_region = 1 << 31;
+    let refused = |saved: &Saved| {
+        State::restore(LIMITS, &POOLS, saved, Duration::ZERO).map(|_| ()).unwrap_err().to_string()
+    };
+    let expected = "it contradicts itself: its last region is 2147483648, and there can't be one";
+    assert_eq!(refused(&saved), expected);
+    saved.regions[0].id = RegionId(1 << 31);
+    assert_eq!(refused(&saved), expected);
+}
+
+#[test]
 fn limits_that_are_too_low_for_what_was_saved_say_so() {
     let (server, ..) = one_entry();
     let (_, saved) = Journal::open(server.folder.path(), LIMITS.max_instances, false).unwrap();
