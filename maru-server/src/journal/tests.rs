@@ -143,13 +143,13 @@ fn ops() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn step(server: &mut Server, op: Op) -> Option<()> {
+fn step(server: &mut Server, op: &Op) -> Option<()> {
     let instances = server.state.usage_after(InstanceNumber(0), Duration::ZERO);
     let instances = instances.map(|usage| usage.number).collect::<Vec<_>>();
     let who = |who: usize| instances.get(who % instances.len().max(1)).copied();
     let regions = server.state.regions_after(RegionId(0)).collect::<Vec<_>>();
     let region = |region: usize| regions.get(region % regions.len().max(1)).copied();
-    match op {
+    match *op {
         Op::Open if instances.len() < LIMITS.max_instances as usize => {
             server.open_instance("an instance");
         }
@@ -188,9 +188,9 @@ proptest! {
     fn a_restart_changes_nothing(ops in prop::collection::vec(ops(), 1..200)) {
         let mut server = Server::start();
         for op in ops {
-            step(&mut server, op);
+            step(&mut server, &op);
         }
-        step(&mut server, Op::Restart);
+        step(&mut server, &Op::Restart);
     }
 }
 
