@@ -1,7 +1,7 @@
 //! What makes a restart warm: everything that has to outlive the server's process, in files of the pool's folder.
 //!
 //! There is no log. Each page of a region has a record of its own in a file beside the region's memory ([`PageTable`]), each
-//! instance a slot in one file ([`StateFile`]), and a change overwrites the record that it is about, in a shared mapping: what
+//! instance a slot in one file (`StateFile`), and a change overwrites the record that it is about, in a shared mapping: what
 //! was written is the kernel's, and survives the process as the pool's memory does. So the files never grow with time, and
 //! nothing is ever compacted. A record becomes valid by one store of a word, the last of its stores; the order of a process's
 //! own stores is what a `kill -9` leaves behind.
