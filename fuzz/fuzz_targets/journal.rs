@@ -7,14 +7,16 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use arbitrary::Arbitrary;
+use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use maru_fuzz::{Folder, LIMITS, POOLS, Server, Turn};
+use maru_fuzz::{Folder, LIMITS, POOLS, Server, Turn, turns};
 use maru_server::journal::Journal;
 use maru_server::state::State;
 
 /// Turns before the damage, and after it.
-const TURNS: usize = 48;
+const TURNS: usize = 32;
+/// Damage that one journal takes.
+const DAMAGE: usize = 8;
 /// Bytes of what stands before the slots of instances, and before the records of pages.
 const HEAD: usize = 64;
 /// Bytes of the slot of an instance.
@@ -22,13 +24,21 @@ const SLOT: usize = 160;
 /// Bytes of the record of a page.
 const RECORD: usize = 32;
 
-#[derive(Arbitrary, Debug)]
+#[derive(Debug)]
 struct Run {
     /// What the journal is made by.
     before: Vec<Turn>,
     damage: Vec<Damage>,
     /// What a server does that goes on all the same.
     after: Vec<Turn>,
+}
+
+impl<'a> Arbitrary<'a> for Run {
+    fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Run> {
+        let (before, damage) = (input.int_in_range(0..=TURNS)?, input.int_in_range(0..=DAMAGE)?);
+        let damage = (0..damage).map(|_| input.arbitrary()).collect::<arbitrary::Result<_>>()?;
+        Ok(Run { damage, before: turns(input, before)?, after: turns(input, TURNS)? })
+    }
 }
 
 /// What happens to the files, which are counted by name.
@@ -64,7 +74,7 @@ fuzz_target!(|run: Run| {
     let mut server = Server::of(Folder::new()).expect("an empty folder is a journal's beginning");
     server.greet();
     server.furnish();
-    run.before.iter().take(TURNS).for_each(|turn| server.turn(turn));
+    run.before.iter().for_each(|turn| server.turn(turn));
     let folder = server.into_folder().expect("it keeps a journal");
     run.damage.iter().for_each(|damage| damage.befall(&folder));
 
@@ -76,7 +86,7 @@ fuzz_target!(|run: Run| {
 
     let mut server = Server::of(folder).expect("what was taken once is taken again");
     server.greet();
-    run.after.iter().take(TURNS).for_each(|turn| server.turn(turn));
+    run.after.iter().for_each(|turn| server.turn(turn));
     server.restart();
 });
 

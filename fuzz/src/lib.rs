@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 
 pub use folder::Folder;
 pub use request::{Ask, Damage, Key, Which, Who};
-pub use server::{Event, LIMITS, Made, POOLS, Server, Turn};
+pub use server::{Event, LIMITS, Made, POOLS, Server, Turn, turns};
 
 /// The bytes of a frame, which may be one that no encoder makes.
 pub fn frame_of(opcode: u8, flags: Flags, status: u16, request_id: u32, body: &[u8]) -> Vec<u8> {

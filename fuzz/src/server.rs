@@ -5,7 +5,7 @@ use std::io;
 use std::mem;
 use std::time::Duration;
 
-use arbitrary::Arbitrary;
+use arbitrary::{Arbitrary, Unstructured};
 use maru_client::fuzzing::records_taken;
 use maru_proto::{
     AuthToken, DigestKey, Flags, Frame, FrameStatus, Header, HelloResponse, Opcode, SessionToken, Step,
@@ -59,6 +59,18 @@ pub enum Turn {
     Ask(u8, Ask),
     /// Anything else.
     Event(Event),
+}
+
+/// As many turns as there is input for, up to `most`. A list by itself would end after two on average.
+///
+/// # Errors
+/// What the input says.
+pub fn turns(input: &mut Unstructured<'_>, most: usize) -> arbitrary::Result<Vec<Turn>> {
+    let mut turns = Vec::new();
+    while !input.is_empty() && turns.len() < most {
+        turns.push(input.arbitrary()?);
+    }
+    Ok(turns)
 }
 
 /// What is no request that makes sense.
