@@ -45,6 +45,8 @@ pub use maru_proto::{
 };
 pub use memory::copy_nontemporal;
 pub use page::{PageLocation, PageMut};
+#[doc(hidden)]
+pub use rpc::fuzzing;
 pub use stats::{ClientStats, ServerStats};
 
 /// The README's example compiles.

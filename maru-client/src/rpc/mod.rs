@@ -2,6 +2,7 @@
 
 mod blocking;
 mod control;
+pub mod fuzzing;
 mod input;
 mod output;
 mod pipelined;

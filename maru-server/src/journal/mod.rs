@@ -1,7 +1,7 @@
 //! What makes a restart warm: everything that has to outlive the server's process, in files of the pool's folder.
 //!
 //! There is no log. Each page of a region has a record of its own in a file beside the region's memory ([`PageTable`]), each
-//! instance a slot in one file ([`StateFile`]), and a change overwrites the record that it is about, in a shared mapping: what
+//! instance a slot in one file (`StateFile`), and a change overwrites the record that it is about, in a shared mapping: what
 //! was written is the kernel's, and survives the process as the pool's memory does. So the files never grow with time, and
 //! nothing is ever compacted. A record becomes valid by one store of a word, the last of its stores; the order of a process's
 //! own stores is what a `kill -9` leaves behind.
@@ -231,11 +231,12 @@ fn damaged<T>(path: &Path, what: impl Into<String>) -> Result<T, JournalError> {
     Err(JournalError::Damaged { path: path.to_owned(), what: what.into() })
 }
 
-/// Maps a file of whole pages for reading and writing, and has its memory brought in.
-fn map(file: &fs::File) -> io::Result<memmap2::MmapMut> {
+/// Maps so many bytes of a file for reading and writing, and has their memory brought in.
+fn map(file: &fs::File, bytes: u64) -> io::Result<memmap2::MmapMut> {
+    let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
     // SAFETY: the file is private to the servers of this pool, of which the pool's lock allows one at a time; nobody
     // shortens it while it is mapped.
-    unsafe { memmap2::MmapOptions::new().populate().map_mut(file) }
+    unsafe { memmap2::MmapOptions::new().len(bytes).populate().map_mut(file) }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -72,11 +72,11 @@ impl PageTable {
     /// Makes the table of a region that is being made. All pages are held.
     pub(super) fn create(path: &Path, region: &RegionInfo) -> io::Result<PageTable> {
         let file = open(OpenOptions::new().create_new(true), path)?;
-        let bytes = rounded(&file, HEAD as u64 + u64::from(region.pages) * RECORD as u64)?;
+        let bytes = rounded(&file, bytes_of(region.pages))?;
         ftruncate(&file, bytes)?;
         // A full file system is an error here, and never a signal later.
         fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
-        let mut table = PageTable { map: map(&file)?, region: region.id.0 };
+        let mut table = PageTable { map: map(&file, bytes)?, region: region.id.0 };
         let head = table.head();
         head.magic = MAGIC;
         head.format = FORMAT;
@@ -104,8 +104,10 @@ impl PageTable {
             // It was being made.
             return Ok(None);
         }
-        let mut table = PageTable { map: map(&file).map_err(failed(path))?, region: id.0 };
-        let head = table.head();
+        // Looked at before it is mapped: what it says decides how much memory is brought in.
+        let mut head = [0; HEAD];
+        file.read_exact_at(&mut head, 0).map_err(failed(path))?;
+        let head = Head::read_from_bytes(&head).expect("as many bytes were read");
         let state = head.state.load(Ordering::Acquire);
         let (format, is_sound) = (head.format, head.crc == head.sum() && head.region == id.0);
         if matches!(state, MAKING | RETIRED) {
@@ -120,9 +122,13 @@ impl PageTable {
         if !is_sound || !matches!(state, OWNED | ORPHAN) {
             return damaged(path, "its head is not what was written");
         }
-        if HEAD as u64 + u64::from(head.pages) * RECORD as u64 > bytes {
+        let needed = bytes_of(head.pages);
+        if needed > bytes {
             return damaged(path, "it is too short");
         }
+        // A file that is longer, as whoever damages one can make it at no cost, is not mapped to its end.
+        let mapped = rounded(&file, needed).map_err(failed(path))?.min(bytes);
+        let mut table = PageTable { map: map(&file, mapped).map_err(failed(path))?, region: id.0 };
         let mut region = SavedRegion {
             id,
             owner: (state == OWNED).then_some(InstanceNumber(head.owner)),
@@ -230,6 +236,11 @@ impl Record {
         }
         crc32fast::hash(&bytes)
     }
+}
+
+/// Bytes of the table of a region with so many pages.
+fn bytes_of(pages: u32) -> u64 {
+    HEAD as u64 + u64::from(pages) * RECORD as u64
 }
 
 fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -88,7 +88,7 @@ impl StateFile {
         let made = || {
             let mut options = OpenOptions::new();
             let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            let map = allocate(&file, max_instances, 0)?;
+            let map = allocate(&file, max_instances, 0, 0)?;
             let mut state = StateFile { map, slots: HashMap::new(), free: Vec::new() };
             let (boot, digest_key) = (boot_id()?, crate::random::secret());
             let crc = sum(&[&boot, &digest_key]);
@@ -111,10 +111,11 @@ impl StateFile {
         if bytes < HEAD as u64 {
             return damaged(path, "it is too short");
         }
-        // Longer where more instances are allowed than before.
-        let map = allocate(&file, max_instances, bytes).map_err(failed(path))?;
-        let mut state = StateFile { map, slots: HashMap::new(), free: Vec::new() };
-        let Fixed { magic, format, crc, boot, digest_key } = state.head().fixed;
+        // Looked at before it is mapped: what it says decides how much memory is brought in.
+        let mut head = [0; HEAD];
+        file.read_exact_at(&mut head, 0).map_err(failed(path))?;
+        let head = Head::read_from_bytes(&head).expect("as many bytes were read");
+        let Fixed { magic, format, crc, boot, digest_key } = head.fixed;
         if magic != MAGIC {
             return damaged(path, "it does not begin as a journal does");
         }
@@ -127,6 +128,10 @@ impl StateFile {
         if boot != boot_id().map_err(failed(path))? {
             return Ok(Found::OfEarlierBoot);
         }
+        // The lowest slot that is free is used first, so none behind these ever was.
+        let used = head.last_instance.load(Ordering::Acquire);
+        let map = allocate(&file, max_instances, used, bytes).map_err(failed(path))?;
+        let mut state = StateFile { map, slots: HashMap::new(), free: Vec::new() };
         let saved = state.read(path)?;
         Ok(Found::Kept(state, saved))
     }
@@ -227,14 +232,15 @@ fn sum(parts: &[&[u8]]) -> u32 {
     hasher.finalize()
 }
 
-/// Maps a file that has room for so many instances, and no less than it had.
-fn allocate(file: &File, max_instances: u32, bytes: u64) -> io::Result<MmapMut> {
-    let wanted = rounded(file, (HEAD as u64 + u64::from(max_instances) * SLOT as u64).max(bytes))?;
+/// Maps a file of so many bytes up to its first `used` slots, made longer where more instances are allowed.
+fn allocate(file: &File, max_instances: u32, used: u32, bytes: u64) -> io::Result<MmapMut> {
+    let bytes_of = |slots: u32| rounded(file, HEAD as u64 + u64::from(slots) * SLOT as u64);
+    let wanted = bytes_of(max_instances)?;
     if wanted > bytes {
         ftruncate(file, wanted)?;
         fallocate(file, FallocateFlags::empty(), 0, wanted)?;
     }
-    map(file)
+    map(file, bytes_of(used)?.min(bytes).max(wanted))
 }
 
 /// What tells one boot of the host from another.

@@ -1,7 +1,7 @@
 //! What is written down is read back, whatever happened before; what is not as it was written is refused.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -341,6 +341,47 @@ fn what_was_half_done_is_as_if_never_begun() {
 }
 
 #[test]
+fn a_page_table_takes_no_more_memory_than_its_pages_need() {
+    for damaged in [false, true] {
+        let (mut server, _, region) = one_entry();
+        let path = table_path(server.folder.path(), region);
+        let memory = || fs::metadata(&path).unwrap().blocks();
+        let before = memory();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 28).unwrap();
+        if damaged {
+            write_at(&path, 20, &[0xee]);
+            assert!(refused(server.folder.path()).contains("its head is not what was written"));
+        } else {
+            server.restart();
+            assert!(server.state.find(digest(1)).is_some());
+        }
+        assert_eq!(memory(), before, "damaged: {damaged}");
+    }
+}
+
+#[test]
+fn a_state_file_takes_no_more_memory_than_its_instances_need() {
+    let (mut server, owner, _) = one_entry();
+    let path = server.folder.path().join("maru.state");
+    let memory = || fs::metadata(&path).unwrap().blocks();
+    let before = memory();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 28).unwrap();
+    server.restart();
+    assert!(server.state.identity(owner).is_some());
+    assert_eq!(memory(), before);
+}
+
+#[test]
+fn a_state_file_that_is_refused_is_left_as_long_as_it_is() {
+    let (server, ..) = one_entry();
+    let path = server.folder.path().join("maru.state");
+    write_at(&path, 40, &[0xee]);
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100).unwrap();
+    assert!(refused(server.folder.path()).contains("its head is not what was written"));
+    assert_eq!(fs::metadata(&path).unwrap().len(), 100);
+}
+
+#[test]
 fn a_journal_of_an_earlier_boot_is_discarded() {
     let (server, ..) = one_entry();
     let path = server.folder.path().join("maru.state");
@@ -352,6 +393,20 @@ fn a_journal_of_an_earlier_boot_is_discarded() {
     let (_, saved) = Journal::open(server.folder.path(), LIMITS.max_instances, false).unwrap();
     assert_eq!(saved, Saved::default());
     assert_eq!(region_files(server.folder.path()).unwrap(), []);
+}
+
+#[test]
+fn a_region_with_a_number_that_is_never_given_is_refused() {
+    let (server, ..) = one_entry();
+    let (_, mut saved) = Journal::open(server.folder.path(), LIMITS.max_instances, false).unwrap();
+    saved.last_region = 1 << 31;
+    let refused = |saved: &Saved| {
+        State::restore(LIMITS, &POOLS, saved, Duration::ZERO).map(|_| ()).unwrap_err().to_string()
+    };
+    let expected = "it contradicts itself: its last region is 2147483648, and there can't be one";
+    assert_eq!(refused(&saved), expected);
+    saved.regions[0].id = RegionId(1 << 31);
+    assert_eq!(refused(&saved), expected);
 }
 
 #[test]

@@ -140,9 +140,12 @@ pub(super) struct Regions {
 }
 
 impl Regions {
+    /// The greatest id that is ever given.
+    pub(super) const LAST_ID: u32 = i32::MAX.unsigned_abs();
+
     pub(super) fn new() -> Regions {
         Regions {
-            numbered: Numbered::new(i32::MAX.unsigned_abs()),
+            numbered: Numbered::new(Regions::LAST_ID),
             pages: 0,
             counts: RegionCounts::default(),
             retired: VecDeque::new(),

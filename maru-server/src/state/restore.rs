@@ -8,7 +8,7 @@ use super::changes::Change;
 use super::eviction::{Chain, EvictionPolicy};
 use super::instances::Instance;
 use super::pages::{Page, Pages};
-use super::regions::Region;
+use super::regions::{Region, Regions};
 use super::{Digest, InstanceNumber, Limits, PoolId, PoolSpec, RegionId, State, Token};
 
 /// What outlives the server's process: as much of it as the [changes](super::Change) tell.
@@ -187,6 +187,10 @@ impl State {
     }
 
     fn restore_regions(&mut self, saved: &Saved) -> Result<(), RestoreError> {
+        if saved.last_region > Regions::LAST_ID {
+            let last = saved.last_region;
+            return contradiction(format!("its last region is {last}, and there can't be one"));
+        }
         let mut regions = saved.regions.iter().collect::<Vec<_>>();
         regions.sort_by_key(|region| region.id);
         for region in regions {

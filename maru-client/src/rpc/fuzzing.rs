@@ -1,0 +1,78 @@
+//! A door for the fuzzer: how answers are decoded is private, and has to hold whatever a server sends.
+
+use maru_proto::{Frame, KeyDigest, Opcode, RegisterRecord};
+
+use super::Backlog;
+use super::request::{
+    AssertPins, GetPages, GetRegion, GetStats, GetUsage, Heartbeat, Hello, ListAllocations, ListPools,
+    Lookup, LookupKind, OnEach, Reclaim, Register, Request, RequestAlloc, ReturnAlloc, Verb, decode_answer,
+};
+use crate::error::Result;
+use crate::page::PageLocation;
+use crate::pins::PinKind;
+
+/// How many records the client takes from the answer to a request, which also is dealt with as one that nobody waits for.
+/// `None` where the client has no such request.
+pub fn records_taken(request: &Frame<'_>, answer: &Frame<'_>) -> Option<Result<usize>> {
+    let digests = || request.records::<KeyDigest>().ok();
+    Some(match request.opcode()? {
+        Opcode::Hello => taken(&Hello(*request.record().ok()?), answer, |_| 1),
+        Opcode::RequestAlloc => taken(&RequestAlloc(*request.record().ok()?), answer, |_| 1),
+        Opcode::ReturnAlloc => taken(&ReturnAlloc(*request.record().ok()?), answer, |()| 0),
+        Opcode::GetRegion => taken(&GetRegion(*request.record().ok()?), answer, |_| 1),
+        Opcode::GetPages => taken(&GetPages(*request.record().ok()?), answer, Vec::len),
+        Opcode::ListAllocations => taken(&ListAllocations(*request.record().ok()?), answer, Vec::len),
+        Opcode::ListPools => taken(&ListPools([]), answer, Vec::len),
+        Opcode::GetStats => taken(&GetStats([]), answer, Vec::len),
+        Opcode::GetUsage => taken(&GetUsage(*request.record().ok()?), answer, Vec::len),
+        Opcode::Heartbeat => taken(&Heartbeat([]), answer, |_| 1),
+        Opcode::ReclaimPages => {
+            taken(&Reclaim { request: *request.record().ok()?, evict: false }, answer, Vec::len)
+        }
+        Opcode::AssertPins => {
+            taken(&AssertPins { records: request.records().ok()?, last: false }, answer, Vec::len)
+        }
+        Opcode::RegisterKv | Opcode::BatchRegisterKv => {
+            let records = request.records::<RegisterRecord>().ok()?;
+            let page = |(n, record): (u32, &RegisterRecord)| PageLocation {
+                region_id: record.region_id.get(),
+                page_index: n,
+            };
+            let pages = (0..).zip(records).map(page).collect::<Vec<_>>();
+            taken(&Register { records, pages: &pages }, answer, Vec::len)
+        }
+        Opcode::LookupKv | Opcode::BatchLookupKv => {
+            taken(&Lookup { digests: digests()?, kind: LookupKind::AcquirePrefix }, answer, Vec::len)
+        }
+        Opcode::PinKv | Opcode::BatchPinKv => {
+            taken(&Lookup { digests: digests()?, kind: LookupKind::Pin }, answer, Vec::len)
+        }
+        Opcode::ExistsKv | Opcode::BatchExistsKv => {
+            taken(&OnEach { digests: digests()?, verb: Verb::Exists }, answer, Vec::len)
+        }
+        Opcode::DeleteKv | Opcode::BatchDeleteKv => {
+            taken(&OnEach { digests: digests()?, verb: Verb::Delete }, answer, Vec::len)
+        }
+        Opcode::UnpinKv | Opcode::BatchUnpinKv => {
+            taken(&OnEach { digests: digests()?, verb: Verb::Unpin }, answer, Vec::len)
+        }
+        _ => return None,
+    })
+}
+
+fn taken<R: Request>(request: &R, answer: &Frame<'_>, count: fn(&R::Response) -> usize) -> Result<usize> {
+    request.undo().after(answer, &Nobody);
+    decode_answer(request, answer).map(|response| count(&response))
+}
+
+/// Takes what late answers bring, and does nothing with it.
+struct Nobody;
+
+impl Backlog for Nobody {
+    fn releases(&self, _: &mut dyn FnMut(PinKind, &[KeyDigest])) {}
+    fn unpin(&self, _: PinKind, _: Vec<KeyDigest>) {}
+    fn reclaim(&self, _: Vec<PageLocation>) {}
+    fn doubt(&self, _: Vec<PageLocation>) {}
+    fn lost(&self) {}
+    fn settle(&self, _: Vec<(PageLocation, bool)>) {}
+}
