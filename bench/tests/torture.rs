@@ -109,8 +109,7 @@ fn a_server_that_is_killed_loses_nothing_that_it_acknowledged() {
     let folders = Folders::new();
     // A pool in which nothing has to go, so that whatever is gone is lost.
     let roomy = ["--keys", "256", "--pool-size", "128MiB"];
-    let arguments =
-        ["--duration", "6s", "--kill-server", "250ms", "--grace", "200ms", "--json", "result.json"];
+    let arguments = ["--duration", "6s", "--kill-server", "250ms", "--grace", "2s", "--json", "result.json"];
     let output = folders.torture(&[&roomy[..], &arguments].concat()).output().unwrap();
     let json = fs::read_to_string(folders.files.path().join("result.json")).unwrap();
     assert!(output.status.success(), "{}: {json}", stderr(&output));
