@@ -226,13 +226,14 @@ impl Service {
     /// [`RestoreError`].
     pub fn restore(
         mut config: ServiceConfig,
-        journal: Journal,
+        mut journal: Journal,
         saved: &Saved,
         now: Duration,
     ) -> Result<Service, RestoreError> {
         let pools = config.pools.iter().map(|pool| pool.spec).collect::<Vec<_>>();
         let mut state = State::restore(config.limits, &pools, saved, now)?;
         state.keep_changes();
+        journal.settle(&state);
         config.digest_key = journal.digest_key();
         Ok(Service::of(state, config, Some(journal)))
     }

@@ -111,6 +111,17 @@ impl Journal {
         self.tables.insert(id.0, table);
     }
 
+    /// Regions that were not restored, orphans without an entry, are no more.
+    pub(crate) fn settle(&mut self, state: &State) {
+        self.tables.retain(|id, table| {
+            let is_there = state.region(RegionId(*id)).is_some();
+            if !is_there {
+                table.retire();
+            }
+            is_there
+        });
+    }
+
     /// Writes a change down.
     pub(crate) fn note(&mut self, change: &Change, state: &State) {
         match *change {
