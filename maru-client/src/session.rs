@@ -150,6 +150,9 @@ impl Link {
         if let Some(pipelined) = self.pipelined.get() {
             pipelined.shut();
         }
+        if let Some(control) = &self.control {
+            control.shut();
+        }
     }
 
     /// Whether the server may be on another host.

@@ -101,6 +101,29 @@ fn with_everything_pinned_an_allocation_says_so_at_once() {
     wait_until("there is room again", || handler.alloc(PAGE).is_ok());
 }
 
+/// What one thread is handed back is not taken by another before it has it.
+#[test]
+fn threads_that_share_few_pages_do_not_find_the_pool_exhausted() {
+    let server = ServerProcess::start(&[]);
+    let handler =
+        MaruHandler::connect(config(&server).region_size(8 * PAGE as u64).auto_expand(false)).unwrap();
+    let other = connect(&server);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (handler, other) = (&handler, &other);
+            scope.spawn(move || {
+                for n in 0..1000 {
+                    let key = format!("{thread}-{n}");
+                    store(handler, &key).unwrap();
+                    if n % 2 == 0 {
+                        other.delete(&key).unwrap();
+                    }
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn chains_are_evicted_from_their_tails_and_what_is_used_stays() {
     let server = ServerProcess::start(&[]);

@@ -103,7 +103,7 @@ impl MaruHandler {
     fn reclaim(&self, link: &Link, want: u32, evict: bool) -> Result<Option<Claim>> {
         let request = ReclaimRequest { want: want.into(), region_id: 0.into() };
         let pages = link.connection.answer_to(&Reclaim { request, evict })?;
-        Ok(if pages.is_empty() { None } else { self.shared.own.reclaim_and_take(link.number, &pages) })
+        if pages.is_empty() { Ok(None) } else { self.shared.own.reclaim_and_take(link.number, &pages) }
     }
 
     /// Gets a region, unless another thread just did.

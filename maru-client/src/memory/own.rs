@@ -92,30 +92,28 @@ impl OwnPages {
 
     /// The same, also of regions that are not open yet.
     pub(crate) fn take_any(&self) -> Option<Claim> {
-        let table = &mut *lock(&self.table);
-        if table.closed {
-            return None;
-        }
-        let index = table.regions.iter().position(|own| own.pages.free_count() > 0)?;
-        table.take_from(index)
+        lock(&self.table).take_any()
     }
 
-    /// The server hands pages back by these connections; one of them, or another that is free, is taken at once.
-    pub(crate) fn reclaim_and_take(&self, link: u32, pages: &[PageLocation]) -> Option<Claim> {
-        self.reclaim(link, pages);
-        self.take_any()
+    /// The server hands pages back by these connections; one of them, or another that is free, is taken before anybody else
+    /// can take it.
+    ///
+    /// # Errors
+    /// [`Error::ConnectionLost`] where the session goes on on others, and finds out by itself which pages it has.
+    pub(crate) fn reclaim_and_take(&self, link: u32, pages: &[PageLocation]) -> Result<Option<Claim>> {
+        let table = &mut *lock(&self.table);
+        if table.link != link {
+            return Err(Error::ConnectionLost);
+        }
+        table.reclaim(pages);
+        Ok(table.take_any())
     }
 
     /// The server hands pages back by these connections.
     pub(crate) fn reclaim(&self, link: u32, pages: &[PageLocation]) {
         let table = &mut *lock(&self.table);
-        if table.link != link {
-            return;
-        }
-        for page in pages {
-            if let Err(error) = table.change(*page, PageAllocator::reclaim) {
-                tracing::warn!(%error, "the server handed a page back that it did not have");
-            }
+        if table.link == link {
+            table.reclaim(pages);
         }
     }
 
@@ -237,6 +235,22 @@ impl OwnPages {
 }
 
 impl Table {
+    fn take_any(&mut self) -> Option<Claim> {
+        if self.closed {
+            return None;
+        }
+        let index = self.regions.iter().position(|own| own.pages.free_count() > 0)?;
+        self.take_from(index)
+    }
+
+    fn reclaim(&mut self, pages: &[PageLocation]) {
+        for page in pages {
+            if let Err(error) = self.change(*page, PageAllocator::reclaim) {
+                tracing::warn!(%error, "the server handed a page back that it did not have");
+            }
+        }
+    }
+
     fn take_from(&mut self, index: usize) -> Option<Claim> {
         let own = &mut self.regions[index];
         let page_index = own.pages.take()?;
@@ -337,7 +351,7 @@ mod tests {
         let pages = [take(&own), take(&own)].map(|taken| page(1, taken.unwrap().1));
         own.submit(&pages).unwrap();
         own.settle(pages.map(|page| (page, true)));
-        let claim = own.reclaim_and_take(0, &[page(1, 1), page(1, 1), page(9, 0)]).unwrap();
+        let claim = own.reclaim_and_take(0, &[page(1, 1), page(1, 1), page(9, 0)]).unwrap().unwrap();
         assert_eq!(claim.page_index, 1);
         assert_eq!(take(&own), None, "handed back twice is not free twice");
     }

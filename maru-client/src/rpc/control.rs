@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use maru_proto::{ConnectionKind, Flags, HelloRequest, HelloResponse, Opcode, RegionRecord, Step, decode};
@@ -31,14 +32,39 @@ pub(crate) struct Control {
     path: PathBuf,
     hello: HelloRequest,
     timeout: Duration,
-    stream: Mutex<Option<UnixStream>>,
+    /// Held by the one who asks.
+    turn: Mutex<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    stream: Option<Arc<UnixStream>>,
+    /// The session goes on without this connection, and must not learn of regions by it.
+    is_shut: bool,
 }
 
 impl Control {
     /// A control connection of a session to a Unix socket.
     pub(crate) fn new(path: PathBuf, mut hello: HelloRequest, timeout: Duration) -> Control {
         hello.kind = ConnectionKind::Control as u8;
-        Control { path, hello, timeout: timeout.max(LEAST_TIMEOUT), stream: Mutex::new(None) }
+        Control {
+            path,
+            hello,
+            timeout: timeout.max(LEAST_TIMEOUT),
+            turn: Mutex::default(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Ends the connection, also for an answer that is waited for, and opens none any more.
+    pub(crate) fn shut(&self) {
+        let mut state = lock(&self.state);
+        state.is_shut = true;
+        if let Some(stream) = state.stream.take() {
+            // An error says that the server was faster.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// Asks for a region.
@@ -52,30 +78,39 @@ impl Control {
     }
 
     fn region<R: Request<Response = RegionRecord>>(&self, request: &R) -> Result<(RegionRecord, File)> {
-        let mut slot = lock(&self.stream);
-        let stream = match slot.take() {
+        let _turn = lock(&self.turn);
+        let known = lock(&self.state).stream.clone();
+        let stream = match known {
             Some(stream) => stream,
             None => self.open()?,
         };
-        // After an error that leaves an answer under way the connection is of no use: the next request opens another.
-        let (region, descriptor) = match exchange_control(&stream, request, self.timeout) {
-            Err(error @ Error::Refused { .. }) => {
-                *slot = Some(stream);
-                return Err(error);
-            }
-            exchanged => exchanged?,
-        };
-        *slot = Some(stream);
+        let exchanged = exchange_control(&stream, request, self.timeout);
+        if !matches!(exchanged, Ok(_) | Err(Error::Refused { .. })) {
+            // With an answer under way the connection is of no use: the next request opens another.
+            lock(&self.state).stream = None;
+        }
+        let (region, descriptor) = exchanged?;
         let descriptor = descriptor.ok_or(ProtocolError::MissingDescriptor(region.region_id.get()))?;
         Ok((region, File::from(descriptor)))
     }
 
-    fn open(&self) -> Result<UnixStream> {
+    fn open(&self) -> Result<Arc<UnixStream>> {
         let Stream::Unix(stream) = Stream::connect(&Address::Unix(self.path.clone()))? else {
             unreachable!("a path is connected to as a Unix socket");
         };
-        exchange_control(&stream, &Hello(self.hello), self.timeout)?;
-        Ok(stream)
+        let stream = Arc::new(stream);
+        {
+            let mut state = lock(&self.state);
+            if state.is_shut {
+                return Err(Error::ConnectionLost);
+            }
+            state.stream = Some(Arc::clone(&stream));
+        }
+        let greeted = exchange_control(&stream, &Hello(self.hello), self.timeout);
+        if greeted.is_err() {
+            lock(&self.state).stream = None;
+        }
+        greeted.map(|_| stream)
     }
 }
 
