@@ -240,21 +240,22 @@ impl Server {
         let input = mem::take(&mut self.connections[connection].input);
         self.service.look_ahead_of(frames(&input).take(8));
         let mut served = 0;
+        let mut output = Output::default();
         while let Task::Serving = self.connections[connection].task {
-            let mut output = Output::default();
             match decode(&input[served..], MAX_BODY) {
                 Ok(Step::Need(_)) => break,
                 Ok(Step::Frame { frame, consumed }) => {
-                    let next = self.serve_one(connection, &frame);
+                    let next = self.serve_one(connection, &frame, &mut output);
                     if next == Next::Close {
                         self.close(connection);
                         return;
                     }
-                    if next != Next::AwaitRelease {
+                    if !matches!(next, Next::AwaitRelease | Next::Again) {
                         served += consumed;
                     }
                 }
                 Err(error) => {
+                    let mut output = Output::default();
                     self.service.refuse(&error, &mut output);
                     let (status, header) = error.status();
                     check_refusal(header, status, output.bytes());
@@ -266,11 +267,15 @@ impl Server {
         self.connections[connection].input = input[served..].to_vec();
     }
 
-    fn serve_one(&mut self, connection: usize, frame: &Frame<'_>) -> Next {
-        let mut output = Output::default();
+    /// Serves a frame, or the next part of one, of which `output` holds the answer until it is whole.
+    fn serve_one(&mut self, connection: usize, frame: &Frame<'_>, whole: &mut Output) -> Next {
         let task = &mut self.connections[connection];
-        let next = self.service.serve(&mut task.session, frame, self.now, &mut output);
+        let next = self.service.serve(&mut task.session, frame, self.now, whole);
         self.after();
+        if next == Next::Again {
+            return next;
+        }
+        let output = mem::take(whole);
         let task = &mut self.connections[connection];
         match next {
             Next::MakeRegion(region) => task.task = Task::Making(region, *frame.header()),
@@ -407,6 +412,7 @@ fn config() -> ServiceConfig {
     ServiceConfig {
         limits: LIMITS,
         max_body: MAX_BODY,
+        part: 3,
         epoch: 1,
         digest_key: DigestKey::from([7; 16]),
         auth: Some(AuthToken::new(SECRET).expect("it is short")),

@@ -26,9 +26,6 @@ use crate::state::{
 /// Records whose memory is brought near together: enough to hide how long memory takes, few enough to stay near.
 pub(crate) const LOOK_AHEAD: usize = 32;
 
-/// Records of one frame that are worked on before other connections have a turn.
-const PART: usize = 256;
-
 /// What the service has to know of its server.
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
@@ -36,6 +33,8 @@ pub struct ServiceConfig {
     pub limits: Limits,
     /// Bytes of the largest request body.
     pub max_body: u32,
+    /// Records of one frame that are worked on before other connections have a turn; at least 1.
+    pub part: usize,
     /// The number of the server's run.
     pub epoch: u64,
     /// The secret that keys digests.
@@ -96,9 +95,9 @@ impl Progress {
         Progress { request, at, done: 0, hits: 0, tried: 0, stopped: false }
     }
 
-    /// The records that are next.
-    fn part(&self, records: usize) -> std::ops::Range<usize> {
-        self.done..records.min(self.done + PART)
+    /// The records that are next: at most `part` of them.
+    fn next(&self, records: usize, part: usize) -> std::ops::Range<usize> {
+        self.done..records.min(self.done + part)
     }
 }
 
@@ -700,7 +699,7 @@ impl Service {
         let mut progress =
             batch.progress(records.len(), out, |out| out.push_statuses(ok(frame), records.len()));
         let statuses = out.statuses(progress.at, records.len());
-        for n in progress.part(records.len()) {
+        for n in progress.next(records.len(), self.config.part) {
             let record = &records[n];
             let (guards, named) = (record.guards.get(), record.named.get());
             let (generation, digest) = (record.generation.get(), digest(&record.digest));
@@ -719,7 +718,7 @@ impl Service {
         let mut progress =
             batch.progress(records.len(), out, |out| out.push_statuses(ok(frame), records.len()));
         let statuses = out.statuses(progress.at, records.len());
-        for n in progress.part(records.len()) {
+        for n in progress.next(records.len(), self.config.part) {
             self.look_ahead_at_all(records, n, |record| digest(&record.digest));
             let record = &records[n];
             let region = RegionId(record.region_id.get());
@@ -750,7 +749,7 @@ impl Service {
         let begin = |out: &mut Output| out.push_records::<LocationRecord>(ok(frame), digests.len());
         let mut progress = batch.progress(digests.len(), out, begin);
         let locations = out.records::<LocationRecord>(progress.at, digests.len());
-        for n in progress.part(digests.len()) {
+        for n in progress.next(digests.len(), self.config.part) {
             let key = &digests[n];
             progress.done += 1;
             if progress.stopped {
@@ -792,7 +791,7 @@ impl Service {
         let mut progress =
             batch.progress(digests.len(), out, |out| out.push_statuses(ok(frame), digests.len()));
         let statuses = out.statuses(progress.at, digests.len());
-        for n in progress.part(digests.len()) {
+        for n in progress.next(digests.len(), self.config.part) {
             self.look_ahead(digests, n, digest);
             let found = self.state.find(digest(&digests[n])).is_some();
             statuses[n] = if found { RecordStatus::Ok } else { RecordStatus::NotFound } as u8;
@@ -810,7 +809,7 @@ impl Service {
         let mut progress =
             batch.progress(digests.len(), out, |out| out.push_statuses(ok(frame), digests.len()));
         let statuses = out.statuses(progress.at, digests.len());
-        for n in progress.part(digests.len()) {
+        for n in progress.next(digests.len(), self.config.part) {
             self.look_ahead_at_all(digests, n, digest);
             let key = &digests[n];
             statuses[n] = match self.state.delete(digest(key)) {
@@ -836,7 +835,7 @@ impl Service {
             }
         };
         let mut progress = batch.progress(digests.len(), out, begin);
-        for n in progress.part(digests.len()) {
+        for n in progress.next(digests.len(), self.config.part) {
             self.look_ahead(digests, n, digest);
             let key = &digests[n];
             let status = match self.state.unpin(&progress.request, digest(key), kind) {

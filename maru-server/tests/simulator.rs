@@ -41,7 +41,7 @@ const KINDS: &[&str] = &[
     "a client was interrupted as its session went on", "a session goes on", "a client came back too late",
     "a client found itself on a stale connection", "a stale request was refused",
     "a further connection joined", "a connection was one too many",
-    "a frame may have been torn", "a request was sent twice",
+    "a batch was served in part", "a frame may have been torn", "a request was sent twice",
     "lost: the server knows at once", "lost: the server will be told", "lost: nobody tells the server",
     "a region was made, or not", "a region came too late", "a request waits for memory to be released",
     "the memory of a region was released",

@@ -36,6 +36,9 @@ const DEFAULT_MAX_ENTRIES: u64 = 1 << 24;
 const MIN_PAGE_SIZE: u64 = 4096;
 const MAX_PAGE_SIZE: u64 = 1 << 30;
 
+/// Records of one frame that are worked on before other connections have a turn: some 20 µs of work.
+const PART: usize = 256;
+
 /// How often pins by name are looked at that may have run out: at most and at least.
 const PIN_TICKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(30));
 /// How often connections are looked at that may have stalled, at most.
@@ -273,8 +276,7 @@ async fn end_stalled(shared: Rc<Shared>) {
     loop {
         tokio::time::sleep((shortest / 4).max(STALL_TICK)).await;
         let now = shared.now();
-        let links = shared.connections.borrow().iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
-        for link in links {
+        for link in shared.connections.borrow().iter().filter_map(Weak::upgrade) {
             let is_over = |since: Option<Duration>, limit: Duration| {
                 !limit.is_zero() && since.is_some_and(|since| now.saturating_sub(since) > limit)
             };
@@ -327,6 +329,7 @@ fn service_config(options: &Options, pool: &FolderPool, auth: Option<AuthToken>)
             pin_ttl: options.pin_ttl,
         },
         max_body: options.max_body,
+        part: PART,
         epoch: pool.epoch(),
         digest_key: DigestKey::from(crate::random::secret()),
         auth,

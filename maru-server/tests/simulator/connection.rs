@@ -1,6 +1,7 @@
 //! Connections without sockets: the bytes on their way, and what either end knows of the other.
 
 use maru_proto::{ConnectionKind, Header};
+use maru_server::Output;
 use maru_server::service::{Session, Transport};
 use maru_server::state::RegionInfo;
 
@@ -105,6 +106,10 @@ pub(crate) struct Connection {
     pub(crate) session: Session,
     pub(crate) greeted: Option<Greeted>,
     pub(crate) task: Task,
+    /// Answers that are written with that to a frame which is served in part.
+    pub(crate) output: Output,
+    /// Where in them that one begins.
+    pub(crate) part_at: Option<usize>,
 }
 
 impl Connection {
@@ -117,6 +122,8 @@ impl Connection {
             session: Session::new(Transport::Unix),
             greeted: None,
             task: Task::Serving,
+            output: Output::default(),
+            part_at: None,
         }
     }
 

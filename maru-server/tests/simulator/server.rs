@@ -55,6 +55,8 @@ pub(crate) struct Server {
 /// What came of looking for a frame.
 enum Served {
     Yes,
+    /// A part of it: others have their turn.
+    Part,
     /// There is none yet.
     Nothing,
     /// There is none to come, or the service ends the connection.
@@ -66,6 +68,8 @@ impl Server {
         let service = Service::new(ServiceConfig {
             limits,
             max_body: MAX_BODY,
+            // So few that most batches are served in parts.
+            part: 2,
             epoch: EPOCH,
             digest_key: DigestKey::from([7; 16]),
             auth: None,
@@ -113,10 +117,14 @@ impl Server {
 
     /// One turn of a connection's task: serves up to so many frames, then writes once.
     pub(crate) fn turn(&mut self, connection: &mut Connection, frames: usize, trace: &mut Trace) {
-        let mut output = Output::default();
+        let mut output = std::mem::take(&mut connection.output);
         let mut is_over = false;
         for _ in 0..frames {
             match self.serve(connection, &mut output, trace) {
+                Served::Part => {
+                    connection.output = output;
+                    return;
+                }
                 Served::Yes if matches!(connection.task, Task::Serving) => {}
                 Served::Yes | Served::Nothing => break,
                 Served::Over => {
@@ -154,8 +162,15 @@ impl Server {
         let opcode = frame.opcode().expect("clients send operations that there are");
         let expected = self.expected(*greeted, &frame);
         let before = self.state().figures(self.now);
-        let at = output.len();
+        let at = connection.part_at.take().unwrap_or(output.len());
         let next = self.service.serve(session, &frame, self.now, output);
+        if next == Next::Again {
+            assert!(!matches!(expected, Some(FrameStatus::HelloRequired)), "it has no say any more");
+            trace.note(self.now, Event::Step("a batch was served in part", number));
+            connection.part_at = Some(at);
+            self.check();
+            return Served::Part;
+        }
         let answer = &output.bytes()[at..];
         let status = status_of(answer);
         if opcode != Opcode::Hello {
@@ -189,7 +204,7 @@ impl Server {
                 Task::AwaitingRelease
             }
             Next::Continue | Next::Attach { .. } | Next::Close => Task::Serving,
-            Next::Again => panic!("no frame here has so many records"),
+            Next::Again => unreachable!("it was dealt with"),
             Next::Shutdown => panic!("nobody may stop the server"),
         };
         if !matches!(connection.task, Task::AwaitingRelease) {
