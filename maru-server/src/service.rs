@@ -329,7 +329,9 @@ impl Service {
         self.answer_status(&Header::new_zeroed(), status, out);
     }
 
-    /// Serves one frame: its response, if it wants one, is appended to `out`. A frame takes effect as a whole before the next.
+    /// Serves one frame: its response, if it wants one, is appended to `out`. A frame of at most
+    /// [`part`](ServiceConfig::part) records takes effect as a whole before any other; of a larger one the parts do, in order,
+    /// and the connection's next frame after the last.
     pub fn serve(
         &mut self,
         session: &mut Session,
