@@ -138,6 +138,11 @@ impl Session {
     pub const fn is_open(&self) -> bool {
         self.hello.is_some()
     }
+
+    /// Whether a frame was served in part, and has to be served again before anything else.
+    pub const fn is_in_part(&self) -> bool {
+        self.progress.is_some()
+    }
 }
 
 /// What the connection has to do once a frame is served.

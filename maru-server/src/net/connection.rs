@@ -193,7 +193,9 @@ impl Connection {
         let max_body = service.max_body();
         let (mut frames, mut work) = (0, 0);
         let pause = loop {
-            if self.output.len() >= self.shared.limits.max_unanswered || work >= WORK_TURN {
+            // The answer to a frame that is served in part stays until it is whole.
+            let is_enough = self.output.len() >= self.shared.limits.max_unanswered || work >= WORK_TURN;
+            if is_enough && !self.session.is_in_part() {
                 break Pause::Turn;
             }
             if frames % LOOK_AHEAD == 0 {

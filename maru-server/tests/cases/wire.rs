@@ -1,5 +1,7 @@
 //! What a connection may say to the server, and what becomes of it when it says something else.
 
+use std::io::Write;
+
 use crate::common::Peer;
 use maru_proto::{
     Flags, FrameStatus, HeartbeatRecord, KeyDigest, LocationRecord, Opcode, RecordStatus, RegionRecord,
@@ -96,6 +98,19 @@ fn a_large_batch_is_answered_as_a_whole() {
         (exist[599], exist[600], exist[601]),
         (RecordStatus::Ok, RecordStatus::NotFound, RecordStatus::Skipped)
     );
+
+    // Answers that are larger than all that a connection may have waiting, one behind the other.
+    let many = (0..16_384).map(|n| key(n % 500)).collect::<Vec<_>>();
+    let frames = [7, 8, 9].map(|id| Peer::frame(Opcode::BatchLookupKv, Flags::NONE, id, &many)).concat();
+    let mut writer = peer.unix().try_clone().unwrap();
+    let sent = std::thread::spawn(move || writer.write_all(&frames).unwrap());
+    for id in [7, 8, 9] {
+        let answer = peer.response();
+        let locations = <[LocationRecord]>::ref_from_bytes(&answer.body).unwrap();
+        assert_eq!((answer.id, locations.len()), (id, 16_384));
+        assert!(locations.iter().zip(0..).all(|(location, n)| location.offset.get() == n % 500 * 4096));
+    }
+    sent.join().unwrap();
 
     // Nobody waits for an answer, and what follows is served behind it.
     peer.send(&Peer::frame(Opcode::BatchUnpinKv, Flags::PIN | Flags::NO_REPLY, 7, &keys[..500]));
@@ -383,7 +398,7 @@ fn a_peer_that_does_not_read_holds_up_nobody() {
     // Asks until the server stops reading, since its own responses are not taken.
     let mut stream = deaf.unix();
     let mut sent = 0usize;
-    while let Ok(written) = std::io::Write::write(&mut stream, &frame) {
+    while let Ok(written) = stream.write(&frame) {
         sent += written;
         assert!(sent < 64 << 20, "the server reads without end from a peer that takes no response");
     }
