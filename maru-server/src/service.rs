@@ -11,8 +11,8 @@ use maru_proto::{
     VERSION, VersionRange, max_response_body,
 };
 use rustix::io::Errno;
-use zerocopy::FromZeros;
 use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, FromZeros, Immutable, KnownLayout, Unaligned};
 
 use crate::counters::{Counters, SystemCalls};
 use crate::journal::{Journal, PageTable};
@@ -106,10 +106,44 @@ struct Batch<'a> {
     caller: InstanceNumber,
     frame: &'a Frame<'a>,
     now: Duration,
+    /// Whether an answer is wanted.
+    is_answered: bool,
+    /// Whether the first record that fails ends it.
+    prefix_stop: bool,
     progress: &'a mut Option<Progress>,
 }
 
-impl Batch<'_> {
+/// What a batch reads that is brought near ahead of it.
+#[derive(Clone, Copy)]
+enum Near {
+    /// The entries.
+    Entries,
+    /// What adding or removing an entry reads, or not finding one, besides.
+    All,
+}
+
+impl<'a> Batch<'a> {
+    fn of(
+        caller: InstanceNumber,
+        opcode: Opcode,
+        frame: &'a Frame<'a>,
+        now: Duration,
+        progress: &'a mut Option<Progress>,
+    ) -> Batch<'a> {
+        let is_set = |flag| frame.flags().contains(flag);
+        let is_answered = match opcode {
+            Opcode::UnpinKv | Opcode::BatchUnpinKv => !is_set(Flags::NO_REPLY),
+            _ => true,
+        };
+        let prefix_stop = match opcode {
+            Opcode::ExistsKv | Opcode::BatchExistsKv | Opcode::LookupKv | Opcode::BatchLookupKv => {
+                is_set(Flags::PREFIX_STOP)
+            }
+            _ => opcode == Opcode::BatchPinKv,
+        };
+        Batch { caller, frame, now, is_answered, prefix_stop, progress }
+    }
+
     /// How far it is. At its beginning, `begin` makes room for its response.
     fn progress(&mut self, records: usize, out: &mut Output, begin: impl FnOnce(&mut Output)) -> Progress {
         self.progress.take().unwrap_or_else(|| {
@@ -453,22 +487,6 @@ impl Service {
             Opcode::ListPools => self.list_pools(frame, out)?,
             Opcode::ReclaimPages => self.reclaim_pages(caller, frame, out)?,
             Opcode::GetPages => self.get_pages(caller, frame, out)?,
-            Opcode::RegisterKv
-            | Opcode::BatchRegisterKv
-            | Opcode::LookupKv
-            | Opcode::BatchLookupKv
-            | Opcode::ExistsKv
-            | Opcode::BatchExistsKv
-            | Opcode::DeleteKv
-            | Opcode::BatchDeleteKv
-            | Opcode::PinKv
-            | Opcode::BatchPinKv
-            | Opcode::UnpinKv
-            | Opcode::BatchUnpinKv
-            | Opcode::AssertPins => {
-                let batch = Batch { caller, frame, now, progress: &mut session.progress };
-                return self.serve_part(opcode, batch, out);
-            }
             Opcode::GetStats => self.get_stats(frame, now, out)?,
             Opcode::Heartbeat => self.heartbeat(frame, now, out)?,
             Opcode::GetUsage => self.get_usage(frame, now, out)?,
@@ -478,27 +496,28 @@ impl Service {
                 return Ok(Next::Shutdown);
             }
             Opcode::Shutdown => return Err(FrameStatus::Unauthorized.into()),
-            _ => return Err(FrameStatus::UnsupportedOpcode.into()),
+            _ => {
+                let batch = Batch::of(caller, opcode, frame, now, &mut session.progress);
+                return self.serve_part(opcode, batch, out);
+            }
         }
         Ok(Next::Continue)
     }
 
-    /// Serves the next part of a batch.
+    /// Serves the next part of a batch of entries.
     fn serve_part(
         &mut self,
         opcode: Opcode,
         mut batch: Batch<'_>,
         out: &mut Output,
     ) -> Result<Next, Refused> {
-        let flags = batch.frame.flags();
         let (records, progress) = match opcode {
             Opcode::RegisterKv | Opcode::BatchRegisterKv => self.register(&mut batch, out)?,
             Opcode::LookupKv | Opcode::BatchLookupKv => {
-                let pin = flags.contains(Flags::PIN).then_some(PinKind::Guard);
-                self.lookup(&mut batch, pin, flags.contains(Flags::PREFIX_STOP), out)?
+                let pin = batch.frame.flags().contains(Flags::PIN).then_some(PinKind::Guard);
+                self.lookup(&mut batch, pin, out)?
             }
-            Opcode::PinKv => self.lookup(&mut batch, Some(PinKind::Named), false, out)?,
-            Opcode::BatchPinKv => self.lookup(&mut batch, Some(PinKind::Named), true, out)?,
+            Opcode::PinKv | Opcode::BatchPinKv => self.lookup(&mut batch, Some(PinKind::Named), out)?,
             Opcode::ExistsKv | Opcode::BatchExistsKv => self.exists(&mut batch, out)?,
             Opcode::DeleteKv | Opcode::BatchDeleteKv => self.delete(&mut batch, out)?,
             Opcode::UnpinKv | Opcode::BatchUnpinKv => self.unpin(&mut batch, out)?,
@@ -701,47 +720,70 @@ impl Service {
         Ok(())
     }
 
-    fn assert_pins(&mut self, batch: &mut Batch<'_>, out: &mut Output) -> Result<(usize, Progress), Refused> {
-        let (frame, records) = (batch.frame, batch.frame.records::<PinsRecord>()?);
+    /// Serves the next part of a batch whose answer is a status for each record, the one that `serve` says.
+    fn serve_each<R>(
+        &mut self,
+        batch: &mut Batch<'_>,
+        near: Near,
+        digest: fn(&R) -> Digest,
+        out: &mut Output,
+        mut serve: impl FnMut(&mut State, &mut Request, &R) -> RecordStatus,
+    ) -> Result<(usize, Progress), Refused>
+    where
+        R: FromBytes + KnownLayout + Immutable + Unaligned,
+    {
+        let (frame, records) = (batch.frame, batch.frame.records::<R>()?);
         let mut progress =
             batch.progress(records.len(), out, |out| out.push_statuses(ok(frame), records.len()));
         let statuses = out.statuses(progress.at, records.len());
         for n in progress.next(records.len(), self.config.part) {
-            let record = &records[n];
-            let (guards, named) = (record.guards.get(), record.named.get());
-            let (generation, digest) = (record.generation.get(), digest(&record.digest));
-            let kept = self.state.assert_pins(&progress.request, digest, generation, guards, named);
-            statuses[n] = if kept { RecordStatus::Ok } else { RecordStatus::NotFound } as u8;
+            self.look_ahead(near, records, n, digest);
+            let status = serve(&mut self.state, &mut progress.request, &records[n]);
+            statuses[n] = status as u8;
             progress.done += 1;
+            if batch.prefix_stop && status != RecordStatus::Ok {
+                // The rest of the statuses are SKIPPED.
+                progress.done = records.len();
+                break;
+            }
         }
-        if progress.done == records.len() && frame.flags().contains(Flags::LAST) {
-            self.state.release_unasserted(&progress.request);
+        if progress.done == records.len() && !batch.is_answered {
+            out.truncate(progress.at);
         }
         Ok((records.len(), progress))
     }
 
+    fn assert_pins(&mut self, batch: &mut Batch<'_>, out: &mut Output) -> Result<(usize, Progress), Refused> {
+        let digest_of = |record: &PinsRecord| digest(&record.digest);
+        let (count, progress) =
+            self.serve_each(batch, Near::Entries, digest_of, out, |state, request, record| {
+                let (guards, named) = (record.guards.get(), record.named.get());
+                let generation = record.generation.get();
+                match state.assert_pins(request, digest_of(record), generation, guards, named) {
+                    true => RecordStatus::Ok,
+                    false => RecordStatus::NotFound,
+                }
+            })?;
+        if progress.done == count && batch.frame.flags().contains(Flags::LAST) {
+            self.state.release_unasserted(&progress.request);
+        }
+        Ok((count, progress))
+    }
+
     fn register(&mut self, batch: &mut Batch<'_>, out: &mut Output) -> Result<(usize, Progress), Refused> {
-        let (frame, records) = (batch.frame, batch.frame.records::<RegisterRecord>()?);
-        let mut progress =
-            batch.progress(records.len(), out, |out| out.push_statuses(ok(frame), records.len()));
-        let statuses = out.statuses(progress.at, records.len());
-        for n in progress.next(records.len(), self.config.part) {
-            self.look_ahead_at_all(records, n, |record| digest(&record.digest));
-            let record = &records[n];
+        let digest_of = |record: &RegisterRecord| digest(&record.digest);
+        self.serve_each(batch, Near::All, digest_of, out, |state, request, record| {
             let region = RegionId(record.region_id.get());
             let (offset, length) = (record.offset.get(), record.length.get());
-            let digest = digest(&record.digest);
-            statuses[n] = match self.state.register(&mut progress.request, digest, region, offset, length) {
+            match state.register(request, digest_of(record), region, offset, length) {
                 Registered::Done => RecordStatus::Ok,
                 Registered::Exists => RecordStatus::Exists,
                 Registered::RegionNotFound => RecordStatus::RegionNotFound,
                 Registered::NotOwner => RecordStatus::NotOwner,
                 Registered::OutOfBounds => RecordStatus::OutOfBounds,
                 Registered::PageInUse => RecordStatus::PageInUse,
-            } as u8;
-            progress.done += 1;
-        }
-        Ok((records.len(), progress))
+            }
+        })
     }
 
     /// LOOKUP_KV, PIN_KV and what both together are, an acquire: they differ in whether they pin, and how.
@@ -749,7 +791,6 @@ impl Service {
         &mut self,
         batch: &mut Batch<'_>,
         pin: Option<PinKind>,
-        prefix_stop: bool,
         out: &mut Output,
     ) -> Result<(usize, Progress), Refused> {
         let (frame, digests) = (batch.frame, batch.frame.records::<KeyDigest>()?);
@@ -761,12 +802,12 @@ impl Service {
             progress.done += 1;
             if progress.stopped {
                 // What is asked for and not there is likely to be stored next, and continues what stands before it.
-                self.look_ahead_at_all(digests, n, digest);
+                self.look_ahead(Near::All, digests, n, digest);
                 self.state.pass_over(&mut progress.request, digest(key));
                 locations[n] = LocationRecord::without(RecordStatus::Skipped);
                 continue;
             }
-            self.look_ahead(digests, n, digest);
+            self.look_ahead(Near::Entries, digests, n, digest);
             let found = match pin {
                 Some(kind) => self.state.pin(&mut progress.request, digest(key), kind),
                 None => self.state.lookup(&mut progress.request, digest(key)).ok_or(PinError::NotFound),
@@ -782,7 +823,7 @@ impl Service {
                         PinError::NotFound => RecordStatus::NotFound,
                         PinError::Limit => RecordStatus::PinLimit,
                     });
-                    progress.stopped = prefix_stop;
+                    progress.stopped = batch.prefix_stop;
                 }
             }
         }
@@ -793,72 +834,35 @@ impl Service {
     }
 
     fn exists(&mut self, batch: &mut Batch<'_>, out: &mut Output) -> Result<(usize, Progress), Refused> {
-        let (frame, digests) = (batch.frame, batch.frame.records::<KeyDigest>()?);
-        let prefix_stop = frame.flags().contains(Flags::PREFIX_STOP);
-        let mut progress =
-            batch.progress(digests.len(), out, |out| out.push_statuses(ok(frame), digests.len()));
-        let statuses = out.statuses(progress.at, digests.len());
-        for n in progress.next(digests.len(), self.config.part) {
-            self.look_ahead(digests, n, digest);
-            let found = self.state.find(digest(&digests[n])).is_some();
-            statuses[n] = if found { RecordStatus::Ok } else { RecordStatus::NotFound } as u8;
-            progress.done += 1;
-            if !found && prefix_stop {
-                progress.done = digests.len();
-                break;
-            }
-        }
-        Ok((digests.len(), progress))
+        self.serve_each(batch, Near::Entries, digest, out, |state, _, key| match state.find(digest(key)) {
+            Some(_) => RecordStatus::Ok,
+            None => RecordStatus::NotFound,
+        })
     }
 
     fn delete(&mut self, batch: &mut Batch<'_>, out: &mut Output) -> Result<(usize, Progress), Refused> {
-        let (frame, digests) = (batch.frame, batch.frame.records::<KeyDigest>()?);
-        let mut progress =
-            batch.progress(digests.len(), out, |out| out.push_statuses(ok(frame), digests.len()));
-        let statuses = out.statuses(progress.at, digests.len());
-        for n in progress.next(digests.len(), self.config.part) {
-            self.look_ahead_at_all(digests, n, digest);
-            let key = &digests[n];
-            statuses[n] = match self.state.delete(digest(key)) {
-                Ok(()) => RecordStatus::Ok,
-                Err(DeleteError::NotFound) => RecordStatus::NotFound,
-                Err(DeleteError::Pinned) => {
-                    tracing::debug!(%key, "not deleted: the key is pinned");
-                    RecordStatus::Pinned
-                }
-            } as u8;
-            progress.done += 1;
-        }
-        Ok((digests.len(), progress))
+        self.serve_each(batch, Near::All, digest, out, |state, _, key| match state.delete(digest(key)) {
+            Ok(()) => RecordStatus::Ok,
+            Err(DeleteError::NotFound) => RecordStatus::NotFound,
+            Err(DeleteError::Pinned) => {
+                tracing::debug!(%key, "not deleted: the key is pinned");
+                RecordStatus::Pinned
+            }
+        })
     }
 
     fn unpin(&mut self, batch: &mut Batch<'_>, out: &mut Output) -> Result<(usize, Progress), Refused> {
-        let (frame, digests) = (batch.frame, batch.frame.records::<KeyDigest>()?);
-        let kind = if frame.flags().contains(Flags::PIN) { PinKind::Guard } else { PinKind::Named };
-        let is_answered = !frame.flags().contains(Flags::NO_REPLY);
-        let begin = |out: &mut Output| {
-            if is_answered {
-                out.push_statuses(ok(frame), digests.len());
-            }
-        };
-        let mut progress = batch.progress(digests.len(), out, begin);
-        for n in progress.next(digests.len(), self.config.part) {
-            self.look_ahead(digests, n, digest);
-            let key = &digests[n];
-            let status = match self.state.unpin(&progress.request, digest(key), kind) {
-                Ok(()) => RecordStatus::Ok,
+        let kind = if batch.frame.flags().contains(Flags::PIN) { PinKind::Guard } else { PinKind::Named };
+        let caller = batch.caller;
+        self.serve_each(batch, Near::Entries, digest, out, |state, request, key| {
+            let status = match state.unpin(request, digest(key), kind) {
+                Ok(()) => return RecordStatus::Ok,
                 Err(UnpinError::NotFound) => RecordStatus::NotFound,
                 Err(UnpinError::NotPinned) => RecordStatus::NotPinned,
             };
-            if status != RecordStatus::Ok {
-                tracing::debug!(%key, instance = batch.caller.0, %status, "nothing to unpin");
-            }
-            if is_answered {
-                out.statuses(progress.at, digests.len())[n] = status as u8;
-            }
-            progress.done += 1;
-        }
-        Ok((digests.len(), progress))
+            tracing::debug!(%key, instance = caller.0, %status, "nothing to unpin");
+            status
+        })
     }
 
     fn get_stats(&mut self, frame: &Frame<'_>, now: Duration, out: &mut Output) -> Result<(), Refused> {
@@ -920,16 +924,13 @@ impl Service {
     }
 
     /// Has the next records' memory brought near, every so many of them.
-    fn look_ahead<R>(&self, records: &[R], n: usize, digest: impl Fn(&R) -> Digest + Clone) {
+    fn look_ahead<R>(&self, near: Near, records: &[R], n: usize, digest: impl Fn(&R) -> Digest + Clone) {
         if n.is_multiple_of(LOOK_AHEAD) && records.len() > 1 {
-            self.state.prefetch(records[n..].iter().take(LOOK_AHEAD).map(digest));
-        }
-    }
-
-    /// The same for operations that add or remove entries, or don't find them.
-    fn look_ahead_at_all<R>(&self, records: &[R], n: usize, digest: impl Fn(&R) -> Digest + Clone) {
-        if n.is_multiple_of(LOOK_AHEAD) && records.len() > 1 {
-            self.state.prefetch_all(records[n..].iter().take(LOOK_AHEAD).map(digest));
+            let digests = records[n..].iter().take(LOOK_AHEAD).map(digest);
+            match near {
+                Near::Entries => self.state.prefetch(digests),
+                Near::All => self.state.prefetch_all(digests),
+            }
         }
     }
 

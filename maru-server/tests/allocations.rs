@@ -86,6 +86,8 @@ fn a_hundred_thousand_requests_allocate_nothing() {
     });
     let records = records.collect::<Vec<_>>();
     let one = &digests[..1];
+    // More than are served in one go.
+    let many = digests.iter().copied().cycle().take(600).collect::<Vec<_>>();
     let registered = peer.call(Opcode::BatchRegisterKv, Flags::NONE, &records);
     assert_eq!(registered.status, FrameStatus::Ok);
     let acquire = Flags::PIN | Flags::PREFIX_STOP;
@@ -99,6 +101,7 @@ fn a_hundred_thousand_requests_allocate_nothing() {
             (Opcode::DeleteKv, Flags::NONE, one),
             (Opcode::UnpinKv, Flags::NONE, one),
             (Opcode::BatchExistsKv, Flags::PREFIX_STOP, &digests),
+            (Opcode::BatchExistsKv, Flags::NONE, &many),
         ] {
             assert_eq!(peer.call(opcode, flags, digests).status, FrameStatus::Ok);
         }

@@ -26,8 +26,8 @@ const WORK_TURN: usize = 512;
 pub(super) struct Link {
     pub(super) stream: Stream,
     greeted: Cell<bool>,
-    /// When the last bytes came.
-    heard_at: Cell<Duration>,
+    /// When the peer was last served.
+    served_at: Cell<Duration>,
     /// Since when a frame is there in part.
     partial_since: Cell<Option<Duration>>,
     /// Since when answers wait to be taken.
@@ -40,9 +40,9 @@ impl Link {
         self.greeted.get()
     }
 
-    /// When the peer last said anything.
-    pub(super) fn heard_at(&self) -> Duration {
-        self.heard_at.get()
+    /// When the peer was last served: on a connection that is silent, shortly after it said anything.
+    pub(super) fn served_at(&self) -> Duration {
+        self.served_at.get()
     }
 
     /// Since when the peer owes the rest of a frame, or does not take its answers.
@@ -50,9 +50,9 @@ impl Link {
         self.partial_since.get().into_iter().chain(self.unsent_since.get()).min()
     }
 
-    /// Answers are on their way, from now on or not any more.
-    pub(super) fn set_unsent(&self, now: Option<Duration>) {
-        self.unsent_since.set(now);
+    /// Answers are on their way, as of when they were made, or not any more.
+    pub(super) fn set_unsent(&self, is_unsent: bool) {
+        self.unsent_since.set(is_unsent.then(|| self.served_at.get()));
     }
 
     /// Ends reading: what was read is still served and answered.
@@ -71,7 +71,7 @@ pub(super) fn start(shared: &Rc<Shared>, stream: Stream) {
     let link = Rc::new(Link {
         stream,
         greeted: Cell::new(false),
-        heard_at: Cell::new(shared.now()),
+        served_at: Cell::new(shared.now()),
         partial_since: Cell::new(None),
         unsent_since: Cell::new(None),
     });
@@ -235,7 +235,7 @@ impl Connection {
             }
         };
         self.link.greeted.set(self.session.is_open());
-        self.link.heard_at.set(now);
+        self.link.served_at.set(now);
         let has_moved = frames > 1;
         let is_partial = matches!(pause, Pause::Read) && !self.input.is_empty();
         let since = self.link.partial_since.get().filter(|_| !has_moved).unwrap_or(now);

@@ -72,7 +72,6 @@ struct Shared {
     admission: Admission,
     /// Where new connections go; each becomes a task of its own where there is no reactor.
     reactor: Option<Rc<Arrivals>>,
-    stopping: Cell<bool>,
     connections: RefCell<Vec<Weak<Link>>>,
     open: Cell<usize>,
     greetings: RefCell<VecDeque<(Instant, Weak<Link>)>>,
@@ -146,7 +145,6 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
         },
         admission,
         reactor: arrivals.clone(),
-        stopping: Cell::new(false),
         connections: RefCell::default(),
         open: Cell::new(0),
         greetings: RefCell::default(),
@@ -182,7 +180,6 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
     drop(socket);
     acceptors.iter().for_each(tokio::task::JoinHandle::abort);
     shared.service.borrow_mut().stop();
-    shared.stopping.set(true);
     drain(&shared).await;
     let chunks = shared.service.borrow().state().figures(shared.now()).entries;
     let pool = shared.pool.path().display();
@@ -283,7 +280,7 @@ async fn end_stalled(shared: Rc<Shared>) {
             if is_over(link.stalled_since(), stall_timeout) {
                 debug!("closing a connection whose peer stopped in the middle");
                 link.close();
-            } else if is_over(Some(link.heard_at()), idle_timeout) {
+            } else if is_over(Some(link.served_at()), idle_timeout) {
                 debug!("closing a connection on which nothing was said");
                 link.close();
             }

@@ -5,6 +5,7 @@
 //! eventfd wakes it. A connection that has to wait for anything but its peer moves to a task of its own and stays there.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::os::fd::AsRawFd;
@@ -56,7 +57,7 @@ pub(super) struct Reactor {
     slots: Slab<Slot>,
     completions: Vec<(u64, i32)>,
     /// Connections that go on when others have had their turn.
-    waiting: Vec<usize>,
+    waiting: VecDeque<usize>,
     spin: Duration,
     system_calls: SystemCalls,
 }
@@ -95,7 +96,7 @@ impl Reactor {
             doorbell,
             slots: Slab::new(),
             completions: Vec::new(),
-            waiting: Vec::new(),
+            waiting: VecDeque::new(),
             spin,
             system_calls: SystemCalls::default(),
         })
@@ -161,8 +162,8 @@ impl Reactor {
     fn turn(&mut self) -> io::Result<bool> {
         self.enter()?;
         self.completions.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
-        let waiting = mem::take(&mut self.waiting);
-        if self.completions.is_empty() && waiting.is_empty() {
+        let waiting = self.waiting.len();
+        if self.completions.is_empty() && waiting == 0 {
             return Ok(false);
         }
         let completions = mem::take(&mut self.completions);
@@ -179,9 +180,11 @@ impl Reactor {
         }
         self.completions = completions;
         self.completions.clear();
-        for key in waiting {
+        for _ in 0..waiting {
             // It may have ended meanwhile.
-            if self.slots.get(key).is_some_and(|slot| slot.unserved) {
+            if let Some(key) = self.waiting.pop_front()
+                && self.slots.get(key).is_some_and(|slot| slot.unserved)
+            {
                 self.advance(key, alone)?;
             }
         }
@@ -263,7 +266,7 @@ impl Reactor {
                     return self.send(key);
                 }
                 slot.sent = 0;
-                slot.connection.link.set_unsent(None);
+                slot.connection.link.set_unsent(false);
                 let bytes = mem::take(&mut slot.sending);
                 slot.connection.output = Output::reuse(bytes);
             }
@@ -284,7 +287,7 @@ impl Reactor {
                 Pause::Close => slot.closing = true,
                 Pause::Again => {
                     slot.connection.shared.release_retired();
-                    self.waiting.push(key);
+                    self.waiting.push_back(key);
                     return Ok(());
                 }
                 Pause::Read | Pause::Turn => {}
@@ -296,7 +299,7 @@ impl Reactor {
                 continue;
             }
             if whole && slot.unserved {
-                self.waiting.push(key);
+                self.waiting.push_back(key);
                 return Ok(());
             }
             if !whole {
@@ -339,10 +342,7 @@ impl Reactor {
     fn send(&mut self, key: usize) -> io::Result<()> {
         let slot = &mut self.slots[key];
         slot.send_under_way = true;
-        let link = &slot.connection.link;
-        if slot.sent == 0 {
-            link.set_unsent(Some(slot.connection.shared.now()));
-        }
+        slot.connection.link.set_unsent(true);
         let rest = &slot.sending[slot.sent..];
         let length = u32::try_from(rest.len()).unwrap_or(u32::MAX);
         let fd = types::Fd(slot.connection.link.stream.fd().as_raw_fd());

@@ -114,9 +114,9 @@ async fn write(connection: &mut Connection) -> io::Result<()> {
     connection.shared.release_retired();
     if !connection.output.is_empty() {
         let bytes = mem::take(&mut connection.output).into_bytes();
-        connection.link.set_unsent(Some(connection.shared.now()));
+        connection.link.set_unsent(true);
         let (written, bytes) = connection.link.stream.write_all(bytes).await;
-        connection.link.set_unsent(None);
+        connection.link.set_unsent(false);
         connection.output = Output::reuse(bytes);
         written?;
     }
@@ -134,7 +134,7 @@ async fn write_with_region(
     write(connection).await?;
     let file = connection.shared.pool.open_region(region, writable)?;
     let stream = &connection.link.stream;
-    connection.link.set_unsent(Some(connection.shared.now()));
+    connection.link.set_unsent(true);
     let sent = loop {
         match send_with_descriptor(stream, &response, &file) {
             Ok(sent) => break sent,
@@ -147,7 +147,7 @@ async fn write_with_region(
         let (written, _) = stream.write_all(response.slice(sent..)).await;
         written?;
     }
-    connection.link.set_unsent(None);
+    connection.link.set_unsent(false);
     Ok(())
 }
 
