@@ -83,12 +83,15 @@ impl Journal {
         let (state, saved, tables) = match found {
             Found::Kept(state, mut saved) => {
                 let tables = read_tables(folder, &mut saved)?;
+                // What was being made or released when the process ended.
+                remove_regions(folder, |id| tables.contains_key(&id)).map_err(failed(folder))?;
                 (state, saved, tables)
             }
             found => {
                 if matches!(found, Found::OfEarlierBoot) {
                     warn!(pool = %folder.display(), "the host was started anew since: what the pool holds is discarded");
                 }
+                // Before there is a journal that could be taken for theirs.
                 let removed = remove_regions(folder, |_| false).map_err(failed(folder))?;
                 if removed > 0 {
                     info!(pool = %folder.display(), removed, "removed region files that no directory knows");
@@ -96,8 +99,6 @@ impl Journal {
                 (StateFile::create(&path, max_instances)?, Saved::default(), Tables::with_hasher(Scatter))
             }
         };
-        // What was being made or released when the process ended.
-        remove_regions(folder, |id| tables.contains_key(&id)).map_err(failed(folder))?;
         Ok((Journal { state, tables }, saved))
     }
 

@@ -335,8 +335,8 @@ impl State {
     }
 
     /// Makes the caller's pins on one registration of a digest so many, as it was resumed and has a use for them. Pins by
-    /// name become no more, since some may have run out, unless the server was restarted and knows of none. `false`, and nothing is changed, where the registration is gone
-    /// or may not have as many.
+    /// name become no more, since some may have run out, unless the server was restarted and knows of none. `false`, and
+    /// nothing is changed, where the registration is gone or may not have as many.
     pub fn assert_pins(
         &mut self,
         request: &Request,

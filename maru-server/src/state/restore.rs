@@ -145,9 +145,9 @@ impl State {
         state.restore_instances(saved, now + limits.grace)?;
         state.restore_regions(saved)?;
         state.restore_entries(saved)?;
-        let all = state.regions.iter().map(|region| (region.id, region.owner)).collect::<Vec<_>>();
-        for (id, _) in all.into_iter().filter(|(_, owner)| owner.is_none()) {
-            // An orphan whose last entry went, and then the process.
+        let orphans = state.regions.iter().filter(|region| region.owner.is_none());
+        for id in orphans.map(|region| region.id).collect::<Vec<_>>() {
+            // Counted as one, or retired where its last entry went, and then the process.
             state.disown(id);
         }
         Ok(state)
@@ -240,11 +240,8 @@ impl State {
 
     /// Adds the entries in the order of their registration, by which the policy takes them for asked for.
     fn restore_entries(&mut self, saved: &Saved) -> Result<(), RestoreError> {
-        let of_region = |region: &'_ SavedRegion| region.id;
-        let all = saved.regions.iter().flat_map(|region| {
-            let id = of_region(region);
-            region.entries.iter().map(move |entry| (id, *entry))
-        });
+        let all = saved.regions.iter();
+        let all = all.flat_map(|region| region.entries.iter().map(|entry| (region.id, *entry)));
         let mut all = all.collect::<Vec<_>>();
         let age = |generation: u32| saved.generation.wrapping_sub(generation);
         all.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(age(entry.generation)));

@@ -20,12 +20,6 @@ fn start(options: &[&str]) -> ServerProcess {
 
 const NOTHING: &[KeyDigest] = &[];
 
-fn stat(peer: &mut Peer, kind: StatKind) -> u64 {
-    let response = peer.call(Opcode::GetStats, Flags::NONE, NOTHING);
-    let records = <[StatRecord]>::ref_from_bytes(&response.body).unwrap();
-    records.iter().filter(|record| record.kind.get() == kind as u16).map(|record| record.value.get()).sum()
-}
-
 /// That a peer is served, and soon.
 fn is_served(peer: &mut Peer) {
     let response = peer.call(Opcode::ExistsKv, Flags::NONE, &[KeyDigest::from_bytes([1; 16])]);
@@ -173,7 +167,7 @@ fn ten_thousand_idle_connections_keep_nobody_out() {
     }
     is_served(&mut good);
     drop(idle);
-    wait_until("they are forgotten", || stat(&mut good, StatKind::Connections) == 1);
+    wait_until("they are forgotten", || good.stat(StatKind::Connections) == 1);
 }
 
 #[test]
@@ -201,7 +195,7 @@ fn a_session_token_that_is_replayed_or_guessed_opens_nothing_more_than_it_should
     let (peer, hello) = Peer::greeted(&server, "gone");
     drop(peer);
     let (mut other, _) = Peer::greeted(&server, "other");
-    wait_until("the instance has ended", || stat(&mut other, StatKind::Instances) == 1);
+    wait_until("the instance has ended", || other.stat(StatKind::Instances) == 1);
     let mut late = Peer::connect(&server);
     let replayed =
         late.call(Opcode::Hello, Flags::NONE, &[HelloRequest::new(id, ConnectionKind::Data, hello.session)]);

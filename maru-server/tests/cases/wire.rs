@@ -41,12 +41,6 @@ fn record(n: u8, region: u32, offset: u64, length: u32) -> RegisterRecord {
     }
 }
 
-fn stat(peer: &mut Peer, kind: StatKind) -> u64 {
-    let response = peer.call(Opcode::GetStats, Flags::NONE, NOTHING);
-    let records = <[StatRecord]>::ref_from_bytes(&response.body).unwrap();
-    records.iter().find(|record| record.kind.get() == kind as u16).unwrap().value.get()
-}
-
 #[test]
 fn frames_sent_together_are_answered_in_order() {
     let server = start(&[]);
@@ -91,7 +85,7 @@ fn a_large_batch_is_answered_as_a_whole() {
         assert_eq!(location.status, expected as u8, "{n}");
         assert_eq!(location.offset.get(), if n < 600 { n * 4096 } else { 0 });
     }
-    assert_eq!(stat(&mut peer, StatKind::Pins), 600);
+    assert_eq!(peer.stat(StatKind::Pins), 600);
     let exist = peer.call(Opcode::BatchExistsKv, Flags::PREFIX_STOP, &keys);
     let exist = all(&exist.body, 800);
     assert_eq!(
@@ -226,9 +220,9 @@ fn an_unpin_without_reply_is_served_silently() {
     let region = region(&mut peer, 4);
     peer.call(Opcode::RegisterKv, Flags::NONE, &[record(1, region.region_id.get(), 0, 100)]);
     peer.call(Opcode::PinKv, Flags::NONE, &[digest(1)]);
-    assert_eq!(stat(&mut peer, StatKind::Pins), 1);
+    assert_eq!(peer.stat(StatKind::Pins), 1);
     peer.send(&Peer::frame(Opcode::UnpinKv, Flags::NO_REPLY, 0, &[digest(1)]));
-    assert_eq!(stat(&mut peer, StatKind::Pins), 0);
+    assert_eq!(peer.stat(StatKind::Pins), 0);
 }
 
 /// Named after what the original accepted.
@@ -328,7 +322,7 @@ fn one_connection_too_many_is_told_so() {
     drop(second);
     // The place is free once the server has seen the end of the second.
     let deadline = std::time::Instant::now() + PATIENCE;
-    while stat(&mut first, StatKind::Connections) > 1 {
+    while first.stat(StatKind::Connections) > 1 {
         assert!(std::time::Instant::now() < deadline);
     }
     Peer::greeted(&server, "c");
@@ -385,7 +379,7 @@ fn what_is_over_a_limit_is_told_so() {
         [pin(), pin(), pin()],
         [RecordStatus::Ok, RecordStatus::Ok, RecordStatus::PinLimit].map(|s| s as u8)
     );
-    assert_eq!(stat(&mut first, StatKind::Pins), 2);
+    assert_eq!(first.stat(StatKind::Pins), 2);
 }
 
 #[test]

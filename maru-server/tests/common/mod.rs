@@ -6,10 +6,11 @@ use std::os::unix::net::UnixStream;
 
 use maru_proto::{
     ConnectionKind, DEFAULT_MAX_BODY, Flags, Frame, FrameStatus, Head, HelloRequest, HelloResponse,
-    InstanceId, Opcode, SessionToken, Step, decode, encode, max_response_body,
+    InstanceId, KeyDigest, Opcode, SessionToken, StatKind, StatRecord, Step, decode, encode,
+    max_response_body,
 };
 use maru_tests::{PATIENCE, ServerProcess};
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 trait ReadWrite: Read + Write + Send {}
 impl<T: Read + Write + Send> ReadWrite for T {}
@@ -98,7 +99,18 @@ impl Peer {
         let response =
             self.call(Opcode::Hello, Flags::NONE, &[HelloRequest::new(id, ConnectionKind::Data, session)]);
         assert_eq!(response.status, FrameStatus::Ok);
-        zerocopy::FromBytes::read_from_bytes(&response.body).expect("a HELLO response")
+        HelloResponse::read_from_bytes(&response.body).expect("a HELLO response")
+    }
+
+    /// A figure of the server's; of those with a detail, the sum over all.
+    pub fn stat(&mut self, kind: StatKind) -> u64 {
+        let response = self.call::<KeyDigest>(Opcode::GetStats, Flags::NONE, &[]);
+        let records = <[StatRecord]>::ref_from_bytes(&response.body).expect("figures are whole records");
+        records
+            .iter()
+            .filter(|record| record.kind.get() == kind as u16)
+            .map(|record| record.value.get())
+            .sum()
     }
 
     /// The next response.
