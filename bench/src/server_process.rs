@@ -112,6 +112,14 @@ impl ServerProcess {
         }
     }
 
+    /// An error as it is to be told: where the server ended, its own words say more than the complaint of a client.
+    pub(crate) fn explain(&mut self, error: BenchError) -> BenchError {
+        match error {
+            BenchError::Interrupted => error,
+            _ => self.check().err().unwrap_or(error),
+        }
+    }
+
     /// Bytes of memory that the server has at the moment, the pool's left out: it does not map that.
     ///
     /// # Errors

@@ -76,9 +76,9 @@ impl Target {
 
     /// An error as it is to be told: where the server ended, its own words say more than the complaint of a client.
     pub(crate) fn explain(&mut self, error: BenchError) -> BenchError {
-        match (&error, &mut self.own) {
-            (BenchError::Interrupted, _) | (_, None) => error,
-            (_, Some(server)) => server.check().err().unwrap_or(error),
+        match &mut self.own {
+            Some(server) => server.explain(error),
+            None => error,
         }
     }
 

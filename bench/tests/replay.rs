@@ -1,5 +1,7 @@
 //! `maru-bench replay` as people run it: a real server, real client processes, what they print and leave behind.
 
+mod common;
+
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
@@ -7,28 +9,15 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use common::Folders;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tempfile::TempDir;
 
 const CHUNK: u64 = 64 << 10;
 
-/// Folders of one run: for its files, and for its pool.
-struct Folders {
-    files: TempDir,
-    pool: TempDir,
-}
-
 impl Folders {
-    fn new() -> Folders {
-        let pool = tempfile::Builder::new().prefix("maru-bench-test-").tempdir_in("/dev/shm").unwrap();
-        Folders { files: tempfile::tempdir().unwrap(), pool }
-    }
-
     fn replay(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_maru-bench"));
-        command.arg("replay").arg("--pool-dir").arg(self.pool.path()).current_dir(&self.files);
-        command
+        self.command("replay")
     }
 
     /// The JSON and the table of a run that must succeed.
@@ -46,10 +35,6 @@ impl Folders {
         let message = error_of(&self.replay().args(arguments).output().unwrap());
         assert!(self.pool_is_empty(), "{arguments:?}: a run that fails removes its pool");
         message
-    }
-
-    fn pool_is_empty(&self) -> bool {
-        fs::read_dir(&self.pool).unwrap().next().is_none()
     }
 
     fn write_trace(&self, requests: &[Vec<u64>]) {

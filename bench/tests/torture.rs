@@ -1,42 +1,24 @@
 //! `maru-bench torture` as people run it: clients are killed all the time, and no promise is broken.
 
+mod common;
+
 use std::collections::HashSet;
 use std::fs;
 use std::process::{Command, Output, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
+use common::Folders;
+use maru_tests::wait_until;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tempfile::TempDir;
-
-/// How long anything may take before a test gives up on it.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Folders of one run: for its files, and for its pool.
-struct Folders {
-    files: TempDir,
-    pool: TempDir,
-}
 
 impl Folders {
-    fn new() -> Folders {
-        let pool = tempfile::Builder::new().prefix("maru-bench-test-").tempdir_in("/dev/shm").unwrap();
-        Folders { files: tempfile::tempdir().unwrap(), pool }
-    }
-
     fn torture(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_maru-bench"));
-        command.arg("torture").arg("--pool-dir").arg(self.pool.path()).current_dir(&self.files);
+        let mut command = self.command("torture");
         // The folder of the socket outlives a run that is killed.
         command.env("TMPDIR", self.files.path());
         command.args(["--keys", "512", "--pool-size", "16MiB", "--grace", "500ms", "--kill-every", "300ms"]);
         command.args(["--processes", "3"]).args(arguments);
         command
-    }
-
-    fn pool_is_empty(&self) -> bool {
-        fs::read_dir(&self.pool).unwrap().next().is_none()
     }
 }
 
@@ -61,14 +43,6 @@ fn is_alive(process: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).unwrap_or_default();
     // Whoever should wait for it may be slow to.
     !stat.is_empty() && !stat.contains(") Z ")
-}
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
-        thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]

@@ -1,16 +1,13 @@
 //! A server that breaks the protocol fails everybody who waits for it, and nobody waits for ever.
 
-use std::future::Future;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::pin::pin;
-use std::sync::{Arc, mpsc};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use maru_client::{Config, Error, MaruHandler};
 use maru_proto::{FrameStatus, Head, Header, HelloResponse, Step, decode, encode, encode_statuses};
+use pollster::block_on;
 use zerocopy::FromZeros;
 
 /// How long anything may take before a test gives up on it.
@@ -53,23 +50,6 @@ fn found(request: &Header) -> Vec<u8> {
     let (statuses, _) = encode_statuses(&mut bytes, Head::response(request, FrameStatus::Ok), 1).unwrap();
     statuses[0] = 0;
     bytes
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
-        }
-    }
 }
 
 /// An answer that came whole is taken, also when what follows it in the same bytes ends the connection.

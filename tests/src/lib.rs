@@ -10,7 +10,6 @@ mod handler;
 mod proxy;
 mod server;
 mod sever;
-mod waiting;
 
 pub use client::ClientProcess;
 pub use command::{ClientConfig, Command, Reply, Stat};
@@ -19,7 +18,6 @@ pub use handler::{PAGE, config, connect, stat, store};
 pub use proxy::{Direction, Proxy};
 pub use server::ServerProcess;
 pub use sever::sever;
-pub use waiting::block_on;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -2,8 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 
 /// Bytes that travel together where streams are chopped, one after the other: no frame has such a size.
@@ -20,7 +20,6 @@ pub enum Direction {
 
 #[derive(Debug)]
 struct Faults {
-    server: RwLock<String>,
     chop: AtomicBool,
     /// Bytes that still pass each way before the connection breaks; negative for all.
     left: [AtomicI64; 2],
@@ -41,16 +40,13 @@ impl Proxy {
     pub fn start(server: &str) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
         let address = listener.local_addr().expect("it listens").to_string();
-        let faults = Arc::new(Faults {
-            server: RwLock::new(server.to_owned()),
-            chop: AtomicBool::new(false),
-            left: [AtomicI64::new(-1), AtomicI64::new(-1)],
-        });
+        let faults =
+            Arc::new(Faults { chop: AtomicBool::new(false), left: [AtomicI64::new(-1), AtomicI64::new(-1)] });
         let proxy = Proxy { address, faults: Arc::clone(&faults) };
+        let server = server.to_owned();
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let server = faults.server.read().unwrap_or_else(PoisonError::into_inner).clone();
-                let Ok(server) = TcpStream::connect(server) else { continue };
+                let Ok(server) = TcpStream::connect(&server) else { continue };
                 for stream in [&client, &server] {
                     let _ = stream.set_nodelay(true);
                 }

@@ -8,7 +8,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use maru_client::{Config, Deleted, Error, MaruHandler, Pinned, StatKind, Stored, Unpinned};
-use maru_tests::{PAGE, ServerProcess, block_on, fill, is_intact, wait_until};
+use maru_tests::{PAGE, ServerProcess, fill, is_intact, wait_until};
+use pollster::block_on;
 
 fn config(server: &ServerProcess) -> Config {
     maru_tests::config(server).region_size(4 << 20)

@@ -5,8 +5,9 @@ use std::process::{Command, Stdio};
 use maru_client::{Config, Deleted, MaruHandler, Pinned, StatKind, Stored, Unpinned};
 use maru_tests::{
     ClientConfig, ClientProcess, Command as Step, Direction, PAGE, Proxy, Reply, ServerProcess, binary,
-    block_on, connect, is_intact, stat, store, wait_until,
+    connect, is_intact, stat, store, wait_until,
 };
+use pollster::block_on;
 
 fn through(proxy: &Proxy) -> MaruHandler {
     let address = format!("tcp://{}", proxy.address()).parse().unwrap();

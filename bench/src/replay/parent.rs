@@ -79,8 +79,7 @@ fn replay(
         })
         .map_err(|error| match error {
             _ if interrupted.load(Ordering::Relaxed) => BenchError::Interrupted,
-            // A worker's complaint about a lost connection says less than the server's last words.
-            error => server.check().err().unwrap_or(error),
+            error => server.explain(error),
         })?;
     server.stop()?;
     Ok(report)

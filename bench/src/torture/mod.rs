@@ -10,7 +10,6 @@ mod counts;
 mod holdings;
 mod inspector;
 mod key;
-mod later;
 mod operations;
 mod protocol;
 mod report;

@@ -1,15 +1,16 @@
 //! What a client does, and what it may expect: whatever it has a pin on is there, with the right bytes, and stays.
 
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use maru_client::{Deleted, Error, MaruHandler, PageMut, Pinned, StatKind, Stored, Unpinned};
+use maru_client::{Deleted, Error, MaruHandler, PageMut, Pending, Pinned, StatKind, Stored, Unpinned};
 use maru_proto::{FrameStatus, Opcode};
+use pollster::block_on;
 
 use super::counts::{Operation, Outcome};
 use super::holdings::Guard;
 use super::key::{CHAIN, Key, PRIVATE};
-use super::later::{give_up, wait};
 use super::protocol::{Message, Private};
 use super::worker::{OUTAGE_LIMIT, Worker};
 use crate::error::BenchError;
@@ -46,7 +47,7 @@ impl Worker<'_> {
         let mut keys = self.chain_prefix();
         let names = names(&keys);
         let prefix = if self.one_in(4) {
-            self.call(Operation::Acquire, |maru| wait(maru.acquire_async(&names)))?
+            self.call(Operation::Acquire, |maru| block_on(maru.acquire_async(&names)))?
         } else {
             self.call(Operation::Acquire, |maru| maru.acquire(&names))?
         };
@@ -101,7 +102,7 @@ impl Worker<'_> {
         };
         let names = names(&keys);
         let chunks = match self.below(4) {
-            0 => self.call(Operation::Retrieve, |maru| wait(maru.batch_retrieve_async(&names)))?,
+            0 => self.call(Operation::Retrieve, |maru| block_on(maru.batch_retrieve_async(&names)))?,
             1 if keys.len() == 1 => vec![self.call(Operation::Retrieve, |maru| maru.retrieve(names[0]))?],
             _ => self.call(Operation::Retrieve, |maru| maru.batch_retrieve(&names))?,
         };
@@ -164,7 +165,7 @@ impl Worker<'_> {
                 }
                 Some(outcomes)
             }
-            6..9 => self.attempt(Operation::Store, |maru| wait(maru.batch_store_async(&names, pages)))?,
+            6..9 => self.attempt(Operation::Store, |maru| block_on(maru.batch_store_async(&names, pages)))?,
             _ => self.attempt(Operation::Store, |maru| maru.batch_store(&names, pages))?,
         };
         // What became of them is not known where the server died.
@@ -202,8 +203,11 @@ impl Worker<'_> {
     }
 
     fn alloc(&mut self, length: usize) -> Result<Option<PageMut>, BenchError> {
-        let page =
-            if self.one_in(8) { wait(self.handler.alloc_async(length)) } else { self.handler.alloc(length) };
+        let page = if self.one_in(8) {
+            block_on(self.handler.alloc_async(length))
+        } else {
+            self.handler.alloc(length)
+        };
         self.log.counts().operations += 1;
         match page {
             Ok(page) => {
@@ -245,7 +249,7 @@ impl Worker<'_> {
     fn delete_keys(&mut self, keys: &[Key]) -> Result<(), BenchError> {
         let names = names(keys);
         let outcomes = if self.one_in(4) {
-            self.call(Operation::Delete, |maru| wait(maru.batch_delete_async(&names)))?
+            self.call(Operation::Delete, |maru| block_on(maru.batch_delete_async(&names)))?
         } else {
             self.call(Operation::Delete, |maru| maru.batch_delete(&names))?
         };
@@ -271,7 +275,7 @@ impl Worker<'_> {
         let keys = self.chain_prefix();
         let names = names(&keys);
         let found = if self.one_in(4) {
-            self.call(Operation::Exists, |maru| wait(maru.batch_exists_async(&names)))?
+            self.call(Operation::Exists, |maru| block_on(maru.batch_exists_async(&names)))?
         } else {
             self.call(Operation::Exists, |maru| maru.batch_exists(&names))?
         };
@@ -296,7 +300,7 @@ impl Worker<'_> {
         }
         let names = names(&keys);
         let outcomes = if self.one_in(4) {
-            self.call(Operation::PinKv, |maru| wait(maru.batch_pin_kv_async(&names)))?
+            self.call(Operation::PinKv, |maru| block_on(maru.batch_pin_kv_async(&names)))?
         } else {
             self.call(Operation::PinKv, |maru| maru.batch_pin_kv(&names))?
         };
@@ -325,7 +329,7 @@ impl Worker<'_> {
         let key = pinned.unwrap_or_else(|| self.any_key());
         let was_pinned = self.holdings.is_pinned(key);
         let outcome = if self.one_in(4) {
-            self.call(Operation::UnpinKv, |maru| wait(maru.unpin_kv_async(key.bytes())))?
+            self.call(Operation::UnpinKv, |maru| block_on(maru.unpin_kv_async(key.bytes())))?
         } else {
             self.call(Operation::UnpinKv, |maru| maru.unpin_kv(key.bytes()))?
         };
@@ -579,6 +583,11 @@ impl Worker<'_> {
         let first = self.chains.next() as u64 * CHAIN;
         (first..first + length).map(Key::shared).collect()
     }
+}
+
+/// Lets a request be sent, and does not wait for the answer.
+fn give_up<T>(mut pending: Pending<T>) {
+    let _ = pending.as_mut().poll(&mut Context::from_waker(Waker::noop()));
 }
 
 fn names(keys: &[Key]) -> Vec<[u8; 8]> {

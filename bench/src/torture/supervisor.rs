@@ -78,8 +78,7 @@ fn torture(args: &TortureArgs, pool_size: u64, interrupted: &AtomicBool) -> Resu
         .and_then(|supervisor| supervisor.run(&mut server))
         .map_err(|error| match error {
             _ if interrupted.load(Ordering::Relaxed) => BenchError::Interrupted,
-            // The complaint of a client about a lost connection says less than the server's last words.
-            error => server.check().err().unwrap_or(error),
+            error => server.explain(error),
         })?;
     server.stop()?;
     Ok(report)
@@ -93,6 +92,25 @@ struct Line {
     paused_until: Option<Instant>,
     /// What all of them know of their private keys.
     private: Vec<Private>,
+}
+
+/// Bytes of memory that servers had.
+#[derive(Default)]
+struct Memory {
+    /// After a third of the run, when whatever has to be there is.
+    before: Option<u64>,
+    last: Option<u64>,
+}
+
+impl Memory {
+    fn see(&mut self, bytes: u64) {
+        self.last = Some(bytes);
+    }
+
+    fn growth(&self) -> i64 {
+        let [before, last] = [self.before, self.last].map(|bytes| bytes.unwrap_or(0).cast_signed());
+        if self.before.is_some() { last - before } else { 0 }
+    }
 }
 
 struct Supervisor<'a> {
@@ -144,7 +162,7 @@ impl<'a> Supervisor<'a> {
         let began = Instant::now();
         let mut next_kill = began + self.args.kill_every;
         let mut next_server_kill = self.args.kill_server.map(|every| began + every);
-        let (mut resident_before, mut resident) = (None, 0);
+        let mut memory = Memory::default();
         while began.elapsed() < self.args.duration && self.failures.len() < FAILURES_MAX {
             if self.interrupted.load(Ordering::Relaxed) {
                 return Err(BenchError::Interrupted);
@@ -158,18 +176,18 @@ impl<'a> Supervisor<'a> {
             if let Some((at, every)) = next_server_kill.zip(self.args.kill_server)
                 && Instant::now() >= at
             {
-                // Servers are compared that have lived as long.
-                resident = server.resident_bytes()?;
+                // Servers are compared that have lived about as long.
+                memory.see(server.resident_bytes()?);
                 server.restart(self.options)?;
                 self.server_kills += 1;
                 let percent = 50 + u32::try_from(self.random.next() % 101).expect("a percentage is small");
                 next_server_kill = Some(Instant::now() + every * percent / 100);
             }
-            if resident_before.is_none()
-                && (self.args.kill_server.is_none() || resident > 0)
-                && began.elapsed() >= self.args.duration / 3
-            {
-                resident_before = Some(if resident > 0 { resident } else { server.resident_bytes()? });
+            if memory.before.is_none() && began.elapsed() >= self.args.duration / 3 {
+                if self.args.kill_server.is_none() {
+                    memory.see(server.resident_bytes()?);
+                }
+                memory.before = memory.last;
             }
             self.listen();
             progress.set_position(began.elapsed().as_secs());
@@ -177,9 +195,8 @@ impl<'a> Supervisor<'a> {
         let seconds = began.elapsed().as_secs_f64();
         progress.finish_and_clear();
         if self.args.kill_server.is_none() {
-            resident = server.resident_bytes()?;
+            memory.see(server.resident_bytes()?);
         }
-        let growth = i128::from(resident) - i128::from(resident_before.unwrap_or(resident));
         self.stop()?;
         let private = self.lines.iter().map(|line| line.private.clone()).collect::<Vec<_>>();
         let findings = inspect(self.args, self.options.socket, &private)?;
@@ -194,8 +211,7 @@ impl<'a> Supervisor<'a> {
             server_kills: self.server_kills,
             resume: Resume::of(std::mem::take(&mut self.counts.outages_us)),
             evictions: findings.evictions,
-            server_rss_growth_bytes: i64::try_from(growth)
-                .expect("memory has fewer bytes than 63 bits count"),
+            server_rss_growth_bytes: memory.growth(),
             counts: self.counts,
             failures: self.failures,
         })
