@@ -7,18 +7,15 @@ use std::time::{Duration, Instant};
 
 use maru_proto::{
     ConnectionKind, Flags, FrameStatus, HelloRequest, InstanceId, KeyDigest, Opcode, SessionToken, StatKind,
-    StatRecord,
 };
 use maru_tests::{PATIENCE, ServerProcess, wait_until};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::common::Peer;
 
 fn start(options: &[&str]) -> ServerProcess {
     ServerProcess::start(&[&["--driver", crate::DRIVER], options].concat())
 }
-
-const NOTHING: &[KeyDigest] = &[];
 
 /// That a peer is served, and soon.
 fn is_served(peer: &mut Peer) {

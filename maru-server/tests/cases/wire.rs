@@ -5,7 +5,7 @@ use std::io::Write;
 use crate::common::Peer;
 use maru_proto::{
     Flags, FrameStatus, HeartbeatRecord, KeyDigest, LocationRecord, Opcode, RecordStatus, RegionRecord,
-    RegisterRecord, RequestAllocRequest, SessionToken, StatKind, StatRecord, VersionRange, statuses,
+    RegisterRecord, RequestAllocRequest, SessionToken, StatKind, VersionRange, statuses,
 };
 use maru_tests::{PATIENCE, ServerProcess};
 use zerocopy::FromBytes;
