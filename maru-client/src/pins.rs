@@ -133,17 +133,22 @@ impl Pins {
         true
     }
 
-    /// Strikes out a pin by name, if there is one.
-    pub(crate) fn take_named(&self, digest: KeyDigest) -> bool {
+    /// Strikes out a pin by name on each chunk that has one, and tells on which; and the number of the last connections
+    /// that the server may have been told of these pins on.
+    pub(crate) fn take_named(&self, digests: &[KeyDigest]) -> (u32, Vec<bool>) {
         let mut table = lock(&self.table);
-        let Entry::Occupied(mut named) = table.named.entry(digest) else {
-            return false;
+        let mut take = |digest: &KeyDigest| {
+            let Entry::Occupied(mut named) = table.named.entry(*digest) else {
+                return false;
+            };
+            named.get_mut().pins -= 1;
+            if named.get().pins == 0 {
+                named.remove();
+            }
+            true
         };
-        named.get_mut().pins -= 1;
-        if named.get().pins == 0 {
-            named.remove();
-        }
-        true
+        let taken = digests.iter().map(&mut take).collect();
+        (table.link, taken)
     }
 
     /// The server says that pins by name on a chunk have run out.

@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 /// Bytes that travel together where streams are chopped, one after the other: no frame has such a size.
 const PIECES: [usize; 6] = [1, 3, 2, 7, 5, 13];
@@ -21,8 +22,10 @@ pub enum Direction {
 #[derive(Debug)]
 struct Faults {
     chop: AtomicBool,
-    /// Bytes that still pass each way before the connection breaks; negative for all.
+    /// Bytes that still pass each way before the connection breaks or stands still; negative for all.
     left: [AtomicI64; 2],
+    /// Whether it stands still that way instead of breaking.
+    stand_still: [AtomicBool; 2],
 }
 
 /// A proxy that passes everything on as long as nobody tells it otherwise. It ends with the process.
@@ -40,8 +43,11 @@ impl Proxy {
     pub fn start(server: &str) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
         let address = listener.local_addr().expect("it listens").to_string();
-        let faults =
-            Arc::new(Faults { chop: AtomicBool::new(false), left: [AtomicI64::new(-1), AtomicI64::new(-1)] });
+        let faults = Arc::new(Faults {
+            chop: AtomicBool::new(false),
+            left: [AtomicI64::new(-1), AtomicI64::new(-1)],
+            stand_still: Default::default(),
+        });
         let proxy = Proxy { address, faults: Arc::clone(&faults) };
         let server = server.to_owned();
         thread::spawn(move || {
@@ -72,6 +78,26 @@ impl Proxy {
 
     /// Breaks the connection that carries the byte behind this many from now on, once.
     pub fn cut_after(&self, direction: Direction, bytes: usize) {
+        self.pass_only(direction, bytes, false);
+    }
+
+    /// Lets only so many further bytes pass until [`Proxy::let_pass`]; the rest waits.
+    pub fn hold_after(&self, direction: Direction, bytes: usize) {
+        self.pass_only(direction, bytes, true);
+    }
+
+    /// Lets everything pass.
+    pub fn let_pass(&self) {
+        self.faults.left.iter().for_each(|left| left.store(-1, Ordering::SeqCst));
+    }
+
+    /// Whether no further bytes pass that way.
+    pub fn is_holding(&self, direction: Direction) -> bool {
+        self.faults.left[direction as usize].load(Ordering::SeqCst) == 0
+    }
+
+    fn pass_only(&self, direction: Direction, bytes: usize, stand_still: bool) {
+        self.faults.stand_still[direction as usize].store(stand_still, Ordering::SeqCst);
         let bytes = i64::try_from(bytes).expect("few bytes are counted");
         self.faults.left[direction as usize].store(bytes, Ordering::SeqCst);
     }
@@ -105,8 +131,18 @@ fn pass_on([client, server]: [TcpStream; 2], direction: Direction, faults: &Faul
         }
         if left.load(Ordering::SeqCst) >= 0 {
             if passes < read {
-                left.store(-1, Ordering::SeqCst);
-                break;
+                if !faults.stand_still[direction as usize].load(Ordering::SeqCst) {
+                    left.store(-1, Ordering::SeqCst);
+                    break;
+                }
+                left.store(0, Ordering::SeqCst);
+                while left.load(Ordering::SeqCst) >= 0 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                if to.write_all(&buffer[passes..read]).is_err() {
+                    break;
+                }
+                continue;
             }
             left.fetch_sub(i64::try_from(read).expect("a buffer is small"), Ordering::SeqCst);
         }

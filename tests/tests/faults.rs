@@ -1,6 +1,7 @@
 //! Faults at every input and output: what the user sees is an answer that is right, or an error that says what to do.
 
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use maru_client::{Config, Deleted, MaruHandler, Pinned, StatKind, Stored, Unpinned};
 use maru_tests::{
@@ -69,6 +70,34 @@ fn a_connection_that_breaks_at_any_byte_loses_nothing() {
     let stats = handler.client_stats();
     let freed = stat(&handler, StatKind::FreedPages);
     assert_eq!(stats.pages - stats.free_pages, 1 + freed, "no page is lost: {stats:?}");
+}
+
+/// The server may have been told that a pin is in use when it is given back, or be told later that it is not.
+#[test]
+fn a_pin_that_is_given_back_at_any_moment_of_going_on_is_released() {
+    let server = ServerProcess::start(&["--listen", "127.0.0.1:0", "--grace", "30s"]);
+    let proxy = Proxy::start(&server.tcp_address());
+    let (handler, other) = (through(&proxy), connect(&server));
+    store(&handler, "chunk").unwrap();
+    for bytes in (0..400).step_by(8) {
+        assert_eq!(handler.pin_kv("chunk").unwrap(), Pinned::Pinned);
+        let guard = handler.retrieve("chunk").unwrap().unwrap();
+        proxy.hold_after(Direction::ToClient, bytes);
+        proxy.cut_after(Direction::ToServer, 0);
+        std::thread::scope(|scope| {
+            let call = scope.spawn(|| handler.exists("chunk"));
+            wait_until("the session is going on", || {
+                proxy.is_holding(Direction::ToClient) || call.is_finished()
+            });
+            let unpin = scope.spawn(|| handler.unpin_kv("chunk"));
+            drop(guard);
+            std::thread::sleep(Duration::from_millis(10));
+            proxy.let_pass();
+            assert!(call.join().unwrap().unwrap());
+            assert_eq!(unpin.join().unwrap().unwrap(), Unpinned::Unpinned);
+        });
+        wait_until("no pin is left", || stat(&other, StatKind::Pins) == 0);
+    }
 }
 
 /// A command that runs a program with a limit of the shell's.

@@ -10,6 +10,7 @@ use super::{Deleted, Pinned, Stored, Unpinned};
 use crate::error::{Error, Result};
 use crate::guard::{ChunkRef, Found, Prefix};
 use crate::page::{PageLocation, PageMut};
+use crate::pins::PinKind;
 use crate::rpc::request::{Lookup, LookupKind, OnEach, Register, Verb};
 use crate::rpc::{Connection, Pipelined, Transport};
 use crate::session::Link;
@@ -277,14 +278,20 @@ impl<'a, W: Way> Operations<'a, W> {
     }
 
     pub(super) async fn unpin(&self, digests: &[KeyDigest]) -> Result<Vec<Unpinned>> {
-        let taken = digests.iter().map(|digest| self.shared.pins.take_named(*digest)).collect::<Vec<_>>();
+        let (told_on, taken) = self.shared.pins.take_named(digests);
         let released = digests.iter().zip(&taken).filter(|(_, taken)| **taken).map(|(digest, _)| *digest);
         let released = released.collect::<Vec<_>>();
         let link = self.shared.link();
-        let statuses = match self.on_each(&link, &released, Verb::Unpin).await {
-            // What is not among this instance's pins any more is released as the session goes on.
+        // Where the session is going on, the connections before would take a pin that the next were told of.
+        let answer = match link.number == told_on {
+            true => self.on_each(&link, &released, Verb::Unpin).await,
+            false => Err(Error::ConnectionLost),
+        };
+        let statuses = match answer {
             Err(Error::ConnectionLost) => {
-                W::next_link(self.shared, link.number).await?;
+                // What the server is told of on these connections is released on them, what it is not as the session goes on.
+                self.shared.pins.release(PinKind::Named, released.iter().map(|digest| (told_on, *digest)));
+                W::next_link(self.shared, told_on).await?;
                 vec![RecordStatus::Ok; released.len()]
             }
             answered => answered?,
