@@ -41,7 +41,7 @@ fn sigterm_removes_the_socket_and_leaves_the_pool() {
         pool_id: maru_proto::RequestAllocRequest::ANY_POOL.into(),
         reserved: 0.into(),
     };
-    let response = peer.call(maru_proto::Opcode::RequestAlloc, maru_proto::Flags::NONE, &[request]);
+    let response = peer.call(Opcode::RequestAlloc, Flags::NONE, &[request]);
     assert_eq!(response.status, maru_proto::FrameStatus::Ok);
     let region = server.pool().join("region-1");
     assert!(region.exists() && server.socket().exists());

@@ -196,7 +196,10 @@ fn client_of(user: u32, server: &ServerProcess) -> (ClientProcess, tempfile::Tem
     let folder = tempfile::tempdir().unwrap();
     open_up(folder.path());
     let program = folder.path().join("maru-test-client");
-    fs::copy(binary("maru-test-client"), &program).unwrap();
+    // By another process: one that this one starts at the same time would inherit a descriptor that writes the program, and
+    // nobody could run it then.
+    let copied = std::process::Command::new("cp").arg(binary("maru-test-client")).arg(&program).status();
+    assert!(copied.unwrap().success());
     let mut command = std::process::Command::new(program);
     command.uid(user).gid(user).current_dir("/");
     let mut client = ClientProcess::start_by(command);
