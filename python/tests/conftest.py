@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from maru import MaruConfig, MaruHandler
 from support import CHUNK, Server
 

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from support import CHUNK, Server, pages_in_use, pins, wait_until
+
 from maru import MaruHandler
+from support import CHUNK, Server, pages_in_use, pins, wait_until
 
 Connect = Callable[..., MaruHandler]
 

@@ -7,6 +7,7 @@ import sys
 import uuid
 
 import pytest
+
 from maru import MaruConfig, MaruHandler
 
 
@@ -56,7 +57,9 @@ def test_a_variable_that_is_no_boolean_is_refused(monkeypatch: pytest.MonkeyPatc
         MaruConfig()
 
 
-@pytest.mark.parametrize("package", ["maru", "maru_common", "maru_handler", "maru_handler.memory.types", "maru_shm", "maru_lmcache"])
+@pytest.mark.parametrize(
+    "package", ["maru", "maru_common", "maru_handler", "maru_handler.memory.types", "maru_shm", "maru_lmcache"]
+)
 def test_each_package_can_be_imported_first_and_needs_neither_torch_nor_numpy(package: str) -> None:
     code = f"import sys, {package}; assert not {{'torch', 'numpy', 'lmcache'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,8 +8,9 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from support import CHUNK, Server, pages_in_use, pins, wait_until
+
 from maru import AllocHandle, MaruConfig, MaruHandler, MemoryInfo
+from support import CHUNK, Server, pages_in_use, pins, wait_until
 
 Connect = Callable[..., MaruHandler]
 
@@ -120,7 +121,9 @@ def test_a_stored_page_can_not_be_freed_nor_stored_again(maru: MaruHandler) -> N
     maru.store("key", handle)
     with pytest.raises(ValueError):
         maru.free(handle)
-    assert maru.store("other", handle) is False
+    with pytest.raises(ValueError, match="stored or freed already"):
+        maru.store("other", handle)
+    assert maru.batch_store(["other", "third"], [handle, b"3"]) == [False, True]
     assert not maru.exists("other")
 
 
@@ -346,7 +349,7 @@ def test_a_wait_for_the_server_does_not_hold_other_threads(server: Server, conne
     answers: list[bool] = []
     waiting = threading.Thread(target=lambda: answers.append(maru.exists("key")))
     waiting.start()
-    for n in range(1000):
+    for _ in range(1000):
         assert sum(range(100)) == 4950
     assert waiting.is_alive() and not answers
     server.resume()

@@ -8,8 +8,8 @@ import sys
 import textwrap
 from collections.abc import Callable
 
-from support import CHUNK, Server, pins, wait_until
 from maru import MaruHandler
+from support import CHUNK, Server, pins, wait_until
 
 Connect = Callable[..., MaruHandler]
 
