@@ -8,7 +8,7 @@ use pyo3::types::PyList;
 
 use crate::error::exception;
 use crate::held::Held;
-use crate::memory::{Holder, Memory};
+use crate::memory::{Holder, Memory, untrack};
 
 /// A chunk where it lies.
 ///
@@ -90,7 +90,10 @@ impl<'py> IntoPyObject<'py> for Chunks {
             let chunk = self.held.chunk(guard, memory);
             let view = Memory::new(Holder::Chunk(chunk), offset, length, self.writable).view(py)?;
             let info = MemoryInfo { view: view.into_any().unbind(), region_id, page_index };
-            list.push(Bound::new(py, info)?.into_any());
+            let info = Bound::new(py, info)?.into_any();
+            // A view of memory refers to nothing that could refer to it.
+            untrack(&info);
+            list.push(info);
         }
         PyList::new(py, list)
     }
