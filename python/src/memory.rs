@@ -64,8 +64,16 @@ impl Memory {
 
     /// A `memoryview` of it.
     pub(crate) fn view(self, py: Python<'_>) -> PyResult<Bound<'_, PyMemoryView>> {
-        PyMemoryView::from(Bound::new(py, self)?.as_any())
+        let memory = Bound::new(py, self)?.into_any();
+        untrack(&memory);
+        PyMemoryView::from(&memory)
     }
+}
+
+/// Spares Python's collector an object that can't be part of a cycle: a batch makes a thousand of them.
+pub(crate) fn untrack(object: &Bound<'_, PyAny>) {
+    // SAFETY: the object is alive, and its type one of `#[pyclass]`, whose objects the collector knows.
+    unsafe { ffi::PyObject_GC_UnTrack(object.as_ptr().cast()) };
 }
 
 #[pymethods]
