@@ -8,7 +8,7 @@ use maru_client::fuzzing::records_taken;
 use maru_fuzz::{frame_of, frames};
 use maru_proto::{
     Flags, Frame, FrameStatus, GetRegionRequest, HeartbeatRecord, HelloRequest, HelloResponse, KeyDigest,
-    ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord, PoolRecord,
+    LatencyRecord, LatencyRequest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord, PoolRecord,
     ReclaimRequest, RegionRecord, RegisterRecord, RequestAllocRequest, ReturnAllocRequest, SocketRecord,
     StatRecord, UsageRecord, UsageRequest,
 };
@@ -125,6 +125,7 @@ fn shape(opcode: Opcode) -> Option<(usize, Answer)> {
         Opcode::GetStats => (0, Answer::Any(size_of::<StatRecord>())),
         Opcode::Heartbeat => (0, Answer::One(size_of::<HeartbeatRecord>())),
         Opcode::GetUsage => (size_of::<UsageRequest>(), Answer::Any(size_of::<UsageRecord>())),
+        Opcode::GetLatencies => (size_of::<LatencyRequest>(), Answer::Any(size_of::<LatencyRecord>())),
         Opcode::GetSocket => (0, Answer::Any(size_of::<SocketRecord>())),
         _ => return None,
     })

@@ -42,13 +42,13 @@ pub use guard::{ChunkRef, Prefix, PrefixIter, WeakChunkRef};
 pub use handler::{Deleted, MaruHandler, Pending, Pinned, RegionAdded, Stored, StoredEach, Unpinned};
 pub use key::AsKey;
 pub use maru_proto::{
-    KeyDigest, PoolRecord, RecordStatus, RegionRecord, StatKind, UsageRecord, VersionRange,
+    KeyDigest, Opcode, PoolRecord, RecordStatus, RegionRecord, StatKind, UsageRecord, VersionRange,
 };
 pub use memory::{RegionMemory, copy_nontemporal};
 pub use page::{PageLocation, PageMut};
 #[doc(hidden)]
 pub use rpc::fuzzing;
-pub use stats::{ClientStats, ServerStats};
+pub use stats::{ClientStats, Latencies, ServerLatencies, ServerStats};
 
 /// The README's example compiles.
 #[cfg(doctest)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use maru_proto::{Opcode, StatKind, StatRecord};
+use maru_proto::{LatencyRecord, Opcode, StatKind, StatRecord};
 
 /// The server's figures, as of one moment.
 #[derive(Clone, Debug)]
@@ -35,6 +35,69 @@ impl ServerStats {
     }
 }
 
+/// How long the server worked on requests, by operation, as of one moment: from when it has the request until the answer is
+/// ready to be sent. What a request waits for others, and what it takes to travel, is not in it.
+#[derive(Clone, Debug)]
+pub struct ServerLatencies {
+    buckets: Vec<LatencyRecord>,
+}
+
+impl ServerLatencies {
+    pub(crate) fn new(buckets: Vec<LatencyRecord>) -> ServerLatencies {
+        ServerLatencies { buckets }
+    }
+
+    /// The operations that were asked for and that this client knows, in the order of their opcodes.
+    pub fn operations(&self) -> impl Iterator<Item = Opcode> {
+        Opcode::ALL.iter().copied().filter(|opcode| self.of(*opcode).count() > 0)
+    }
+
+    /// The latencies of one operation.
+    pub fn of(&self, opcode: Opcode) -> Latencies {
+        let opcode = u16::from(opcode as u8);
+        let of_operation = self.buckets.iter().filter(|bucket| bucket.opcode.get() == opcode);
+        let mut buckets =
+            of_operation.map(|bucket| (bucket.upper_ns.get(), bucket.count.get())).collect::<Vec<_>>();
+        buckets.sort_unstable();
+        Latencies { buckets }
+    }
+}
+
+/// How long the requests of one operation took.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Latencies {
+    /// Nanoseconds that each of so many requests took at most, ascending.
+    buckets: Vec<(u64, u64)>,
+}
+
+impl Latencies {
+    /// Requests.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|(_, count)| count).sum()
+    }
+
+    /// What so many percent of the requests took at most, 0 to 100: 50 for the median. Up to an eighth more than they did,
+    /// as the server counts; [`Duration::MAX`] where they took longer than it can say. `None` without any request.
+    pub fn percentile(&self, percent: f64) -> Option<Duration> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a share of a count lies between 0 and the count, and a rounding does not matter"
+        )]
+        let rank = (percent.clamp(0.0, 100.0) / 100.0 * self.count() as f64).ceil() as u64;
+        let mut below = 0;
+        let bucket = self.buckets.iter().find(|(_, count)| {
+            below += count;
+            below >= rank
+        });
+        bucket.map(|&(upper_ns, _)| match upper_ns {
+            u64::MAX => Duration::MAX,
+            upper_ns => Duration::from_nanos(upper_ns),
+        })
+    }
+}
+
 /// The handler's own figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClientStats {
@@ -54,4 +117,42 @@ pub struct ClientStats {
     pub resumes: u64,
     /// How long the last of these times took, from when the loss was noticed.
     pub last_outage: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bucket(opcode: Opcode, upper_ns: u64, count: u64) -> LatencyRecord {
+        LatencyRecord {
+            opcode: u16::from(opcode as u8).into(),
+            reserved: [0; 6],
+            upper_ns: upper_ns.into(),
+            count: count.into(),
+        }
+    }
+
+    #[test]
+    fn a_percentile_is_the_bound_that_so_many_keep() {
+        let server = ServerLatencies::new(vec![
+            bucket(Opcode::ExistsKv, 100, 90),
+            bucket(Opcode::ExistsKv, 1000, 9),
+            bucket(Opcode::ExistsKv, u64::MAX, 1),
+            bucket(Opcode::PinKv, 7, 1),
+        ]);
+        let exists = server.of(Opcode::ExistsKv);
+        assert_eq!(exists.count(), 100);
+        for (percent, expected) in [(0.0, 100), (50.0, 100), (90.0, 100), (90.1, 1000), (99.0, 1000)] {
+            assert_eq!(exists.percentile(percent), Some(Duration::from_nanos(expected)), "{percent}");
+        }
+        assert_eq!(exists.percentile(99.5), Some(Duration::MAX));
+        assert_eq!(server.of(Opcode::PinKv).percentile(100.0), Some(Duration::from_nanos(7)));
+        assert_eq!(server.operations().collect::<Vec<_>>(), [Opcode::ExistsKv, Opcode::PinKv]);
+    }
+
+    #[test]
+    fn an_operation_that_nobody_asked_for_has_no_percentiles() {
+        let server = ServerLatencies::new(Vec::new());
+        assert_eq!(server.of(Opcode::ExistsKv).percentile(50.0), None);
+    }
 }

@@ -41,10 +41,10 @@ pub use hello::{
 };
 pub use opcode::Opcode;
 pub use records::{
-    AllocationFilter, EvictionReason, GetRegionRequest, HeartbeatRecord, ListAllocationsRequest,
-    LocationRecord, POOL_PATH_MAX, PageRecord, PagesRequest, PinsRecord, PoolKind, PoolRecord,
-    ReclaimRequest, RegionRecord, RegionState, RegisterRecord, RequestAllocRequest, ReturnAllocRequest,
-    SOCKET_PATH_MAX, SocketRecord, StatKind, StatRecord, UsageRecord, UsageRequest,
+    AllocationFilter, EvictionReason, GetRegionRequest, HeartbeatRecord, LatencyRecord, LatencyRequest,
+    ListAllocationsRequest, LocationRecord, POOL_PATH_MAX, PageRecord, PagesRequest, PinsRecord, PoolKind,
+    PoolRecord, ReclaimRequest, RegionRecord, RegionState, RegisterRecord, RequestAllocRequest,
+    ReturnAllocRequest, SOCKET_PATH_MAX, SocketRecord, StatKind, StatRecord, UsageRecord, UsageRequest,
 };
 pub use status::{FrameStatus, RecordStatus, STATUS_PADDING, statuses};
 

@@ -24,6 +24,22 @@ macro_rules! opcodes {
                 }
             }
 
+            /// Where it stands in [`Opcode::ALL`]: for tables by operation.
+            pub const fn index(self) -> usize {
+                const INDEXES: [u8; 256] = {
+                    let mut indexes = [0; 256];
+                    let mut index = 0;
+                    while index < Opcode::ALL.len() {
+                        #[expect(clippy::cast_possible_truncation, reason = "there are at most 256 opcodes")]
+                        let narrow = index as u8;
+                        indexes[Opcode::ALL[index] as usize] = narrow;
+                        index += 1;
+                    }
+                    indexes
+                };
+                INDEXES[self as usize] as usize
+            }
+
             /// The name that the protocol's documentation uses.
             pub const fn name(self) -> &'static str {
                 match self {
@@ -86,6 +102,8 @@ opcodes! {
     /// Where the server's Unix socket lies, for a client of the same host that connected by TCP; answered by one
     /// `SocketRecord`, or none.
     GetSocket = 0xF4, "GET_SOCKET";
+    /// How long the server worked on the frames of each operation; answered by `LatencyRecord`s, a bounded number at a time.
+    GetLatencies = 0xF5, "GET_LATENCIES";
     /// Open a connection: name the instance, agree on a version, learn limits and the digest key.
     Hello = 0xFE, "HELLO";
     /// Stop the server, where its operator allowed that.
@@ -108,6 +126,13 @@ mod tests {
         assert_eq!(known.len(), Opcode::ALL.len());
         for &opcode in Opcode::ALL {
             assert_eq!(Opcode::from_u8(opcode as u8), Some(opcode));
+        }
+    }
+
+    #[test]
+    fn an_opcode_stands_at_its_index() {
+        for &opcode in Opcode::ALL {
+            assert_eq!(Opcode::ALL[opcode.index()], opcode);
         }
     }
 

@@ -243,6 +243,31 @@ records! {
         instance_id: crate::InstanceId,
     }
 
+    /// GET_LATENCIES: from which bucket on.
+    LatencyRequest: 16 {
+        /// Only buckets behind this one: zeros at first, then opcode and bound of the last that was seen, until the answer
+        /// is empty.
+        opcode: U16,
+        /// 0.
+        reserved: [u8; 6],
+        /// The bound of that bucket.
+        upper_ns: U64,
+    }
+
+    /// How many frames of one operation took about equally long: a bucket that is not empty. Buckets are in the order of
+    /// their opcodes, and for each in that of their bounds; a bound is at most an eighth above what it counts, or 1 ns.
+    LatencyRecord: 24 {
+        /// The operation. Frames of operations that the server does not know are not measured.
+        opcode: U16,
+        /// 0.
+        reserved: [u8; 6],
+        /// Nanoseconds that each of the frames took at most; `u64::MAX` in the bucket of all that took longer than any other
+        /// can say.
+        upper_ns: U64,
+        /// Frames since the server's start.
+        count: U64,
+    }
+
     /// GET_SOCKET, answered: where the server's Unix socket lies, and on which host.
     SocketRecord: 128 {
         /// The digest of the boot id that the kernel of the server's host shows, as text without the end of the line: the
@@ -410,7 +435,7 @@ wire_enum! {
         Epoch = 15, "epoch";
         /// Frames served; detail is the opcode.
         Frames = 16, "frames";
-        /// Records in those frames; detail is the opcode.
+        /// Records that were served; detail is the opcode.
         Records = 17, "records";
         /// Digests looked up or pinned that had an entry.
         Hits = 18, "hits";
@@ -432,6 +457,11 @@ wire_enum! {
         PinsExpired = 26, "pins_expired";
         /// Seconds for which the oldest pin has been held.
         OldestPinS = 27, "oldest_pin_s";
+        /// Frames refused, by operation; detail is the opcode, and in the high byte the frame status. What was refused before
+        /// its operation was known, or is of none that the server knows, is only in [`StatKind::FramesRefused`].
+        OperationsRefused = 28, "operations_refused";
+        /// Records that were served; detail is the opcode, and in the high byte the record status.
+        RecordsByStatus = 29, "records_by_status";
     }
 }
 

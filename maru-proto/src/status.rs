@@ -4,7 +4,7 @@ use std::fmt;
 
 macro_rules! statuses_enum {
     ($(#[$enum_doc:meta])* $enum:ident: $repr:ident, $from:ident, {
-        $($(#[$doc:meta])* $variant:ident = $value:literal, $text:literal;)*
+        $($(#[$doc:meta])* $variant:ident = $value:literal, $name:literal, $text:literal;)*
     }) => {
         $(#[$enum_doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +24,13 @@ macro_rules! statuses_enum {
                     _ => None,
                 }
             }
+
+            /// One word that stands for it, where there is no room for the text.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $($enum::$variant => $name,)*
+                }
+            }
         }
 
         impl fmt::Display for $enum {
@@ -40,31 +47,31 @@ statuses_enum! {
     /// What became of a frame as a whole.
     FrameStatus: u16, from_u16, {
         /// The frame was served; records have statuses of their own.
-        Ok = 0, "ok";
+        Ok = 0, "ok", "ok";
         /// The bytes are no frame of this protocol; the connection is closed.
-        Malformed = 1, "the frame is malformed; check that both sides speak the maru protocol";
+        Malformed = 1, "malformed", "the frame is malformed; check that both sides speak the maru protocol";
         /// The server does not know the operation.
-        UnsupportedOpcode = 2, "the server does not know this operation; it may be older than the client";
+        UnsupportedOpcode = 2, "unsupported_opcode", "the server does not know this operation; it may be older than the client";
         /// The server does not speak the version; the body is a `VersionRange`.
-        UnsupportedVersion = 3, "the server does not speak this version of the protocol";
+        UnsupportedVersion = 3, "unsupported_version", "the server does not speak this version of the protocol";
         /// The body is longer than the server takes.
-        TooLarge = 4, "the frame is larger than the server allows; send smaller batches";
+        TooLarge = 4, "too_large", "the frame is larger than the server allows; send smaller batches";
         /// The first frame of a connection must be HELLO, and only the first.
-        HelloRequired = 5, "the connection has to begin with HELLO, once";
+        HelloRequired = 5, "hello_required", "the connection has to begin with HELLO, once";
         /// The token is wrong, or the operation is not for this instance.
-        Unauthorized = 6, "not authorized; check the token, and that the instance owns what it names";
+        Unauthorized = 6, "unauthorized", "not authorized; check the token, and that the instance owns what it names";
         /// No pool has room for the region.
-        NoSpace = 7, "no pool has room for the region; enlarge the pool or free memory";
+        NoSpace = 7, "no_space", "no pool has room for the region; enlarge the pool or free memory";
         /// A limit of the server is reached.
-        Limit = 8, "a limit of the server is reached";
+        Limit = 8, "limit", "a limit of the server is reached";
         /// The server is stopping and takes no new work.
-        ShuttingDown = 9, "the server is shutting down";
+        ShuttingDown = 9, "shutting_down", "the server is shutting down";
         /// The server failed; its log says how.
-        Internal = 10, "the server failed; its log has the cause";
+        Internal = 10, "internal", "the server failed; its log has the cause";
         /// The region does not exist (any more).
-        RegionNotFound = 11, "the region does not exist";
+        RegionNotFound = 11, "region_not_found", "the region does not exist";
         /// A size or an id in the request makes no sense.
-        InvalidArgument = 12, "a size or an id in the request is not valid";
+        InvalidArgument = 12, "invalid_argument", "a size or an id in the request is not valid";
     }
 }
 
@@ -72,27 +79,27 @@ statuses_enum! {
     /// What became of one record of a frame.
     RecordStatus: u8, from_u8, {
         /// Done, or found.
-        Ok = 0, "ok";
+        Ok = 0, "ok", "ok";
         /// The digest has no entry.
-        NotFound = 1, "no such key";
+        NotFound = 1, "not_found", "no such key";
         /// The digest has an entry already: the first writer won, nothing changed.
-        Exists = 2, "the key exists already";
+        Exists = 2, "exists", "the key exists already";
         /// Somebody reads the entry, so it stays.
-        Pinned = 3, "the key is pinned by a reader";
+        Pinned = 3, "pinned", "the key is pinned by a reader";
         /// The instance holds no pin on the entry.
-        NotPinned = 4, "this instance holds no pin on the key";
+        NotPinned = 4, "not_pinned", "this instance holds no pin on the key";
         /// The entry has as many pins as the server allows.
-        PinLimit = 5, "the key has as many pins as the server allows";
+        PinLimit = 5, "pin_limit", "the key has as many pins as the server allows";
         /// The region does not exist (any more).
-        RegionNotFound = 6, "the region does not exist";
+        RegionNotFound = 6, "region_not_found", "the region does not exist";
         /// Offset and length are not one page of the region.
-        OutOfBounds = 7, "offset and length do not lie inside one page of the region";
+        OutOfBounds = 7, "out_of_bounds", "offset and length do not lie inside one page of the region";
         /// The region belongs to another instance, or to nobody.
-        NotOwner = 8, "the region belongs to another instance";
+        NotOwner = 8, "not_owner", "the region belongs to another instance";
         /// Not tried: a prefix-stop batch ended before it.
-        Skipped = 9, "not tried: the batch stopped at an earlier key";
+        Skipped = 9, "skipped", "not tried: the batch stopped at an earlier key";
         /// The page holds another entry, or waits to be reclaimed.
-        PageInUse = 10, "the page holds another entry or was not handed out";
+        PageInUse = 10, "page_in_use", "the page holds another entry or was not handed out";
     }
 }
 
@@ -125,6 +132,8 @@ pub fn statuses(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::{FrameStatus, RecordStatus, STATUS_PADDING, statuses};
 
     #[test]
@@ -137,6 +146,14 @@ mod tests {
         }
         assert_eq!(RecordStatus::from_u8(STATUS_PADDING), None);
         assert_eq!(FrameStatus::from_u16(u16::MAX), None);
+    }
+
+    #[test]
+    fn names_are_distinct() {
+        let frame = FrameStatus::ALL.iter().map(|status| status.name()).collect::<HashSet<_>>();
+        assert_eq!(frame.len(), FrameStatus::ALL.len());
+        let record = RecordStatus::ALL.iter().map(|status| status.name()).collect::<HashSet<_>>();
+        assert_eq!(record.len(), RecordStatus::ALL.len());
     }
 
     #[test]

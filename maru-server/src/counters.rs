@@ -1,10 +1,11 @@
-//! What the service counts beside the state: frames, records, hits, refusals.
+//! What the service counts beside the state: frames and records by operation and status, hits, how long frames take.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
-use maru_proto::{FrameStatus, Opcode, StatKind, StatRecord};
+use maru_proto::{FrameStatus, Opcode, RecordStatus, StatKind, StatRecord};
 
+use crate::latency::Latencies;
 use crate::service::stat;
 
 /// System calls, counted by what drives the connections; clones are the same counter.
@@ -16,18 +17,27 @@ impl SystemCalls {
     pub(crate) fn add(&self, calls: u64) {
         self.0.set(self.0.get() + calls);
     }
+
+    fn get(&self) -> u64 {
+        self.0.get()
+    }
 }
 
-/// Plain counters: one thread serves, so nothing is shared.
+const OPERATIONS: usize = Opcode::ALL.len();
+/// The row of frames that are of no operation.
+const NO_OPERATION: usize = OPERATIONS;
+
+/// Plain counters of a fixed size: one thread serves, so nothing is shared.
 #[derive(Debug)]
 pub(crate) struct Counters {
     /// Connections ever accepted.
     pub(crate) connections_accepted: u64,
     /// Those of what drives the connections, where that counts them.
     pub(crate) system_calls: Option<SystemCalls>,
-    frames: [u64; 256],
-    records: [u64; 256],
-    refused: [u64; FrameStatus::ALL.len()],
+    /// How long frames took.
+    pub(crate) latencies: Latencies,
+    frames: [[u64; FrameStatus::ALL.len()]; OPERATIONS + 1],
+    records: [[u64; RecordStatus::ALL.len()]; OPERATIONS],
     hits: u64,
     misses: u64,
 }
@@ -37,9 +47,9 @@ impl Default for Counters {
         Counters {
             connections_accepted: 0,
             system_calls: None,
-            frames: [0; 256],
-            records: [0; 256],
-            refused: [0; FrameStatus::ALL.len()],
+            latencies: Latencies::default(),
+            frames: [[0; FrameStatus::ALL.len()]; OPERATIONS + 1],
+            records: [[0; RecordStatus::ALL.len()]; OPERATIONS],
             hits: 0,
             misses: 0,
         }
@@ -47,15 +57,19 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// A frame of this opcode was served, with this many records.
-    pub(crate) fn served(&mut self, opcode: u8, records: usize) {
-        self.frames[usize::from(opcode)] += 1;
-        self.records[usize::from(opcode)] += records as u64;
+    /// A frame of this operation was served.
+    pub(crate) fn served(&mut self, opcode: Opcode) {
+        self.frames[opcode.index()][FrameStatus::Ok as usize] += 1;
     }
 
-    /// A frame was refused as a whole.
-    pub(crate) fn refused(&mut self, status: FrameStatus) {
-        self.refused[usize::from(status as u16)] += 1;
+    /// Records of a frame of this operation were served.
+    pub(crate) fn records(&mut self, opcode: Opcode, status: RecordStatus, count: usize) {
+        self.records[opcode.index()][status as usize] += count as u64;
+    }
+
+    /// A frame was refused as a whole; `None` where that was before its operation was known, or there is no such operation.
+    pub(crate) fn refused(&mut self, opcode: Option<Opcode>, status: FrameStatus) {
+        self.frames[opcode.map_or(NO_OPERATION, Opcode::index)][status as usize] += 1;
     }
 
     /// Digests were looked up or pinned.
@@ -64,27 +78,70 @@ impl Counters {
         self.misses += misses as u64;
     }
 
-    /// The counters as figures; operations and statuses that never came up are left out.
+    /// Digests looked up or pinned that had an entry, and those that had none.
+    pub(crate) fn hits_and_misses(&self) -> (u64, u64) {
+        (self.hits, self.misses)
+    }
+
+    /// System calls of what drives the connections, where that counts them.
+    pub(crate) fn system_calls(&self) -> Option<u64> {
+        self.system_calls.as_ref().map(SystemCalls::get)
+    }
+
+    /// Frames by operation and status, as far as there were any; those of no operation last.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = (Option<Opcode>, FrameStatus, u64)> {
+        let operations = Opcode::ALL.iter().copied().map(Some).chain([None]);
+        operations.zip(&self.frames).flat_map(|(opcode, by_status)| {
+            let by_status = FrameStatus::ALL.iter().zip(by_status).filter(|(_, count)| **count > 0);
+            by_status.map(move |(&status, &count)| (opcode, status, count))
+        })
+    }
+
+    /// Records by operation and status, as far as there were any.
+    pub(crate) fn records_by_status(&self) -> impl Iterator<Item = (Opcode, RecordStatus, u64)> {
+        Opcode::ALL.iter().zip(&self.records).flat_map(|(&opcode, by_status)| {
+            let by_status = RecordStatus::ALL.iter().zip(by_status).filter(|(_, count)| **count > 0);
+            by_status.map(move |(&status, &count)| (opcode, status, count))
+        })
+    }
+
+    /// The counters as figures, those with most details last; operations and statuses that never came up are left out.
     pub(crate) fn stats(&self) -> impl Iterator<Item = StatRecord> {
-        let opcodes = Opcode::ALL.iter().map(|&opcode| opcode as u8);
-        let served = opcodes.filter(|&opcode| self.frames[usize::from(opcode)] > 0).flat_map(|opcode| {
-            let index = usize::from(opcode);
-            [
-                stat(StatKind::Frames, opcode.into(), self.frames[index]),
-                stat(StatKind::Records, opcode.into(), self.records[index]),
-            ]
-        });
-        let refused = FrameStatus::ALL.iter().map(|&status| status as u16);
-        let refused = refused
-            .map(|status| stat(StatKind::FramesRefused, status, self.refused[usize::from(status)]))
-            .filter(|record| record.value.get() > 0);
         let plain = [
             stat(StatKind::Hits, 0, self.hits),
             stat(StatKind::Misses, 0, self.misses),
             stat(StatKind::ConnectionsAccepted, 0, self.connections_accepted),
         ];
-        let system_calls = self.system_calls.as_ref();
-        let system_calls = system_calls.map(|calls| stat(StatKind::SystemCalls, 0, calls.0.get()));
-        plain.into_iter().chain(system_calls).chain(served).chain(refused)
+        let system_calls = self.system_calls().map(|calls| stat(StatKind::SystemCalls, 0, calls));
+        let served = self.frames().filter(|(_, status, _)| *status == FrameStatus::Ok);
+        let served = served.filter_map(|(opcode, _, frames)| opcode.map(|opcode| (opcode, frames)));
+        let served = served.flat_map(|(opcode, frames)| {
+            let records = self.records[opcode.index()].iter().sum();
+            let detail = u16::from(opcode as u8);
+            [stat(StatKind::Frames, detail, frames), stat(StatKind::Records, detail, records)]
+        });
+        let refused = FrameStatus::ALL.iter().filter(|status| **status != FrameStatus::Ok);
+        let refused = refused
+            .map(|&status| {
+                let frames = self.frames.iter().map(|by_status| by_status[status as usize]).sum();
+                stat(StatKind::FramesRefused, status as u16, frames)
+            })
+            .filter(|record| record.value.get() > 0);
+        let operations_refused = self.frames().filter(|(_, status, _)| *status != FrameStatus::Ok);
+        let operations_refused = operations_refused.filter_map(|(opcode, status, frames)| {
+            let detail = u16::from(opcode? as u8) | (status as u16) << 8;
+            Some(stat(StatKind::OperationsRefused, detail, frames))
+        });
+        let by_status = self.records_by_status().map(|(opcode, status, records)| {
+            let detail = u16::from(opcode as u8) | u16::from(status as u8) << 8;
+            stat(StatKind::RecordsByStatus, detail, records)
+        });
+        plain
+            .into_iter()
+            .chain(system_calls)
+            .chain(served)
+            .chain(refused)
+            .chain(operations_refused)
+            .chain(by_status)
     }
 }

@@ -3,6 +3,8 @@
 mod counters;
 mod error;
 pub mod journal;
+mod latency;
+mod metrics;
 mod net;
 mod options;
 mod output;

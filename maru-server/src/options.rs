@@ -107,6 +107,11 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = unanswered_size)]
     pub max_unanswered: usize,
 
+    /// Address on which to serve metrics for Prometheus at /metrics, such as 127.0.0.1:9464 [default: none]. Whoever reaches
+    /// it learns all figures and the names of instances. One that is taken is tried again; the server serves without.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics_addr: Option<SocketAddr>,
+
     /// How connections are driven: by a ring of the server's own, or by tasks of tokio-uring, which is slower and
     /// needs less of the kernel. Auto takes the first where the kernel can.
     #[arg(long, value_enum, default_value_t = Driver::Auto)]

@@ -7,10 +7,10 @@ use std::time::Duration;
 use maru_proto::{
     AllocationFilter, AuthToken, ConnectionKind, DecodeError, DigestKey, EvictionReason, Flags, Frame,
     FrameStatus, GetRegionRequest, Head, Header, HeartbeatRecord, HelloRequest, HelloResponse, InstanceId,
-    KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord,
-    PoolKind, PoolRecord, ReclaimRequest, RecordStatus, RegionRecord, RegionState, RegisterRecord,
-    RequestAllocRequest, ReturnAllocRequest, SessionToken, SocketRecord, StatKind, StatRecord, UsageRecord,
-    UsageRequest, VERSION, VersionRange, max_response_body,
+    KeyDigest, LatencyRecord, LatencyRequest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord,
+    PagesRequest, PinsRecord, PoolKind, PoolRecord, ReclaimRequest, RecordStatus, RegionRecord, RegionState,
+    RegisterRecord, RequestAllocRequest, ReturnAllocRequest, SessionToken, SocketRecord, StatKind,
+    StatRecord, UsageRecord, UsageRequest, VERSION, VersionRange, max_response_body,
 };
 use rustix::io::Errno;
 use zerocopy::little_endian::U64;
@@ -117,6 +117,7 @@ impl Progress {
 /// A batch that is being served.
 struct Batch<'a> {
     caller: InstanceNumber,
+    opcode: Opcode,
     frame: &'a Frame<'a>,
     now: Duration,
     /// Whether an answer is wanted.
@@ -154,7 +155,7 @@ impl<'a> Batch<'a> {
             }
             _ => opcode == Opcode::BatchPinKv,
         };
-        Batch { caller, frame, now, is_answered, prefix_stop, progress }
+        Batch { caller, opcode, frame, now, is_answered, prefix_stop, progress }
     }
 
     /// How far it is. At its beginning, `begin` makes room for its response.
@@ -316,6 +317,11 @@ impl Service {
         self.state.check();
     }
 
+    /// What the service was told of its server.
+    pub(crate) fn config(&self) -> &ServiceConfig {
+        &self.config
+    }
+
     /// Bytes of the largest request body.
     pub fn max_body(&self) -> u32 {
         self.config.max_body
@@ -329,6 +335,16 @@ impl Service {
     /// Reports the system calls that what drives the connections counts.
     pub(crate) fn count_system_calls(&mut self, calls: SystemCalls) {
         self.counters.system_calls = Some(calls);
+    }
+
+    /// Frames of an operation took this long to serve, each.
+    pub(crate) fn took(&mut self, opcode: Opcode, each: Duration, frames: u32) {
+        self.counters.latencies.record(opcode, each, frames.into());
+    }
+
+    /// What was counted, to be looked at.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Takes no new work from here on; what is asked for is answered SHUTTING_DOWN.
@@ -450,7 +466,10 @@ impl Service {
                 self.answer_status(request, FrameStatus::HelloRequired, out);
                 Next::Close
             }
-            Some(info) => self.answer_region(session, request, &info, out),
+            Some(info) => {
+                self.count(request, 1);
+                self.answer_region(session, request, &info, out)
+            }
             None => {
                 self.answer_status(request, FrameStatus::RegionNotFound, out);
                 Next::Continue
@@ -504,6 +523,7 @@ impl Service {
             Opcode::Heartbeat => self.heartbeat(frame, now, out)?,
             Opcode::GetUsage => self.get_usage(frame, now, out)?,
             Opcode::GetSocket => self.get_socket(frame, out)?,
+            Opcode::GetLatencies => self.get_latencies(frame, out)?,
             Opcode::Shutdown if self.config.allow_shutdown => {
                 self.one_frame(frame, 0);
                 self.answer_status(frame.header(), FrameStatus::Ok, out);
@@ -542,7 +562,7 @@ impl Service {
             *batch.progress = Some(progress);
             return Ok(Next::Again);
         }
-        self.one_frame(batch.frame, records);
+        self.counters.served(opcode);
         Ok(Next::Continue)
     }
 
@@ -613,10 +633,7 @@ impl Service {
             id => Some(PoolId(id)),
         };
         match self.state.begin_region(caller, request.size.get(), request.page_size.get(), pool) {
-            Ok(region) => {
-                self.one_frame(frame, 1);
-                Ok(Next::MakeRegion(region))
-            }
+            Ok(region) => Ok(Next::MakeRegion(region)),
             Err(AllocError::NoSpace { pending: true }) => Ok(Next::AwaitRelease),
             Err(AllocError::NoSpace { pending: false }) => Err(FrameStatus::NoSpace.into()),
             Err(AllocError::TooManyRegions | AllocError::TooManyPages) => Err(FrameStatus::Limit.into()),
@@ -755,8 +772,10 @@ impl Service {
             let status = serve(&mut self.state, &mut progress.request, &records[n]);
             statuses[n] = status as u8;
             progress.done += 1;
+            self.counters.records(batch.opcode, status, 1);
             if batch.prefix_stop && status != RecordStatus::Ok {
                 // The rest of the statuses are SKIPPED.
+                self.counters.records(batch.opcode, RecordStatus::Skipped, records.len() - progress.done);
                 progress.done = records.len();
                 break;
             }
@@ -819,6 +838,7 @@ impl Service {
                 self.look_ahead(Near::All, digests, n, digest);
                 self.state.pass_over(&mut progress.request, digest(key));
                 locations[n] = LocationRecord::without(RecordStatus::Skipped);
+                self.counters.records(batch.opcode, RecordStatus::Skipped, 1);
                 continue;
             }
             self.look_ahead(Near::Entries, digests, n, digest);
@@ -827,19 +847,23 @@ impl Service {
                 None => self.state.lookup(&mut progress.request, digest(key)).ok_or(PinError::NotFound),
             };
             progress.tried += 1;
-            match found {
+            let status = match found {
                 Ok(location) => {
                     locations[n] = location_record(&location);
                     progress.hits += 1;
+                    RecordStatus::Ok
                 }
                 Err(error) => {
-                    locations[n] = LocationRecord::without(match error {
+                    let status = match error {
                         PinError::NotFound => RecordStatus::NotFound,
                         PinError::Limit => RecordStatus::PinLimit,
-                    });
+                    };
+                    locations[n] = LocationRecord::without(status);
                     progress.stopped = batch.prefix_stop;
+                    status
                 }
-            }
+            };
+            self.counters.records(batch.opcode, status, 1);
         }
         if progress.done == digests.len() {
             self.counters.looked_up(progress.hits, progress.tried - progress.hits);
@@ -889,6 +913,8 @@ impl Service {
         records.push(stat(StatKind::UptimeMs, 0, milliseconds(now)));
         records.push(stat(StatKind::Epoch, 0, self.config.epoch));
         records.extend(self.counters.stats());
+        // The last have the most details, and are the first to do without.
+        records.truncate(self.records_that_fit::<StatRecord>());
         out.push(ok(frame), &records);
         Ok(())
     }
@@ -919,6 +945,26 @@ impl Service {
                 instance_id: InstanceId::new(usage.name).expect("the name was checked at HELLO"),
             });
         let count = out.push_all(ok(frame), records, self.records_that_fit::<UsageRecord>());
+        self.one_frame(frame, count);
+        Ok(())
+    }
+
+    fn get_latencies(&mut self, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
+        let request = frame.record::<LatencyRequest>()?;
+        let after = (request.opcode.get(), request.upper_ns.get());
+        let buckets = self.counters.latencies.iter().flat_map(|(opcode, histogram)| {
+            let opcode = u16::from(opcode as u8);
+            histogram.buckets().map(move |(upper_ns, count)| (opcode, upper_ns, count))
+        });
+        let records = buckets.filter(|&(opcode, upper_ns, _)| (opcode, upper_ns) > after).map(
+            |(opcode, upper_ns, count)| LatencyRecord {
+                opcode: opcode.into(),
+                reserved: [0; 6],
+                upper_ns: upper_ns.into(),
+                count: count.into(),
+            },
+        );
+        let count = out.push_all(ok(frame), records, self.records_that_fit::<LatencyRecord>());
         self.one_frame(frame, count);
         Ok(())
     }
@@ -978,20 +1024,27 @@ impl Service {
 
     /// Answers a peer that speaks another version with those that are spoken here.
     fn answer_version(&mut self, request: &Header, out: &mut Output) {
-        self.counters.refused(FrameStatus::UnsupportedVersion);
+        self.counters.refused(Opcode::from_u8(request.opcode), FrameStatus::UnsupportedVersion);
         out.push(Head::response(request, FrameStatus::UnsupportedVersion), &[VersionRange::SPOKEN]);
     }
 
     fn answer_status(&mut self, request: &Header, status: FrameStatus, out: &mut Output) {
         if status != FrameStatus::Ok {
-            self.counters.refused(status);
+            self.counters.refused(Opcode::from_u8(request.opcode), status);
         }
         out.push::<KeyDigest>(Head::response(request, status), &[]);
     }
 
     /// Counts a frame that was served, and its records.
     fn one_frame(&mut self, frame: &Frame<'_>, records: usize) {
-        self.counters.served(frame.header().opcode, records);
+        self.count(frame.header(), records);
+    }
+
+    fn count(&mut self, request: &Header, records: usize) {
+        if let Some(opcode) = Opcode::from_u8(request.opcode) {
+            self.counters.served(opcode);
+            self.counters.records(opcode, RecordStatus::Ok, records);
+        }
     }
 
     /// Records that fit the largest response body.

@@ -8,6 +8,7 @@ mod command;
 mod content;
 mod handler;
 mod proxy;
+mod scrape;
 mod server;
 mod sever;
 
@@ -16,6 +17,7 @@ pub use command::{ClientConfig, Command, Reply, Stat};
 pub use content::{fill, is_intact};
 pub use handler::{PAGE, config, connect, stat, store};
 pub use proxy::{Direction, Proxy};
+pub use scrape::{Sample, Scrape, get};
 pub use server::ServerProcess;
 pub use sever::sever;
 

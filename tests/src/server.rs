@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::{PATIENCE, binary};
+use crate::{PATIENCE, Scrape, binary};
 
 /// A running server, killed at the end.
 #[derive(Debug)]
@@ -79,6 +79,23 @@ impl ServerProcess {
     pub fn tcp_address(&self) -> String {
         let serving = self.at_start.last().expect("there is a line that says it serves");
         serving.split_once("tcp=").expect("started with --listen").1.trim().to_owned()
+    }
+
+    /// Where its metrics are to be had, from its log.
+    ///
+    /// # Panics
+    /// When it was not started with `--metrics-addr`.
+    pub fn metrics_address(&self) -> String {
+        let told = self.at_start.iter().find_map(|line| line.split_once("metrics="));
+        told.expect("started with --metrics-addr").1.trim().to_owned()
+    }
+
+    /// Its metrics as they are now.
+    ///
+    /// # Panics
+    /// When it was not started with `--metrics-addr`.
+    pub fn metrics(&self) -> Scrape {
+        Scrape::of(&self.metrics_address())
     }
 
     /// Whether its log said this before it served.

@@ -9,15 +9,18 @@ mod pages;
 use std::fmt;
 use std::sync::Arc;
 
-use maru_proto::{AllocationFilter, KeyDigest, PoolRecord, RegionRecord, UsageRecord, UsageRequest};
+use maru_proto::{
+    AllocationFilter, KeyDigest, LatencyRecord, LatencyRequest, PoolRecord, RegionRecord, UsageRecord,
+    UsageRequest,
+};
 
 use crate::config::{Address, Config};
 use crate::error::{Error, Result};
 use crate::key::AsKey;
 use crate::maintenance;
-use crate::rpc::request::{GetStats, GetUsage, ListAllocations, ListPools};
+use crate::rpc::request::{GetLatencies, GetStats, GetUsage, ListAllocations, ListPools};
 use crate::shared::Shared;
-use crate::stats::{ClientStats, ServerStats};
+use crate::stats::{ClientStats, ServerLatencies, ServerStats};
 
 pub use aio::Pending;
 pub(crate) use announcements::Announcements;
@@ -90,6 +93,21 @@ impl MaruHandler {
     pub fn stats(&self) -> Result<ServerStats> {
         self.shared.check_open()?;
         self.shared.ask(&GetStats([])).map(ServerStats::new)
+    }
+
+    /// How long the server worked on the requests of each operation, those of all instances, since its start.
+    ///
+    /// # Errors
+    /// Those of any request; a server of before there were latencies refuses it.
+    pub fn latencies(&self) -> Result<ServerLatencies> {
+        self.shared.check_open()?;
+        let buckets = paged(|last: Option<&LatencyRecord>| {
+            let (opcode, upper_ns) = last.map_or((0, 0), |last| (last.opcode.get(), last.upper_ns.get()));
+            let request =
+                LatencyRequest { opcode: opcode.into(), reserved: [0; 6], upper_ns: upper_ns.into() };
+            self.shared.ask(&GetLatencies(request))
+        });
+        buckets.map(ServerLatencies::new)
     }
 
     /// What each instance uses.

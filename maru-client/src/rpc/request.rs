@@ -3,9 +3,10 @@
 
 use maru_proto::{
     AllocationFilter, Flags, Frame, FrameStatus, GetRegionRequest, HeartbeatRecord, HelloRequest,
-    HelloResponse, KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PagesRequest,
-    PinsRecord, PoolRecord, ReclaimRequest, RecordStatus, RegionRecord, RegisterRecord, RequestAllocRequest,
-    ReturnAllocRequest, SocketRecord, StatRecord, UsageRecord, UsageRequest, VersionRange, statuses,
+    HelloResponse, KeyDigest, LatencyRecord, LatencyRequest, ListAllocationsRequest, LocationRecord, Opcode,
+    PageRecord, PagesRequest, PinsRecord, PoolRecord, ReclaimRequest, RecordStatus, RegionRecord,
+    RegisterRecord, RequestAllocRequest, ReturnAllocRequest, SocketRecord, StatRecord, UsageRecord,
+    UsageRequest, VersionRange, statuses,
 };
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -161,6 +162,8 @@ plain_requests! {
     GetStats([u8; 0]): GetStats -> Vec<StatRecord> = many;
     /// The next instances of a list.
     GetUsage(UsageRequest): GetUsage -> Vec<UsageRecord> = many;
+    /// The next buckets of the server's latencies.
+    GetLatencies(LatencyRequest): GetLatencies -> Vec<LatencyRecord> = many;
     /// Where the server's Unix socket lies.
     GetSocket([u8; 0]): GetSocket -> Vec<SocketRecord> = many;
     /// Say that the instance lives.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use maru_proto::{Frame, FrameStatus, Header, Step, decode};
 use tracing::{debug, warn};
 
+use super::stopwatch::{Kind, Stopwatch};
 use super::stream::Stream;
 use super::{Shared, task};
 use crate::output::Output;
@@ -137,6 +138,7 @@ pub(super) struct Connection {
     pub(super) input: Vec<u8>,
     served: usize,
     pub(super) output: Output,
+    pub(super) watch: Stopwatch,
 }
 
 /// Why serving an input paused.
@@ -183,12 +185,15 @@ impl Connection {
             input: Vec::with_capacity(FIRST_INPUT),
             served: 0,
             output: Output::default(),
+            watch: Stopwatch::default(),
         }
     }
 
     /// Serves the whole frames that were read, as far as one turn goes.
     pub(super) fn serve(&mut self) -> Pause {
         let now = self.shared.now();
+        let clock = || self.shared.now();
+        self.watch.start(now);
         let service = &mut *self.shared.service.borrow_mut();
         let max_body = service.max_body();
         let (mut frames, mut work) = (0, 0);
@@ -217,7 +222,16 @@ impl Connection {
                 }
             };
             let at = self.output.len();
+            let kind = Kind::of(&frame);
+            if let Some(lap) = self.watch.before(kind, clock) {
+                service.took(lap.opcode, lap.each, lap.frames);
+            }
             let next = service.serve(&mut self.session, &frame, now, &mut self.output);
+            if matches!(next, Next::Again | Next::AwaitRelease | Next::MakeRegion(_)) {
+                self.watch.paused(clock());
+            } else if let Some(lap) = self.watch.served(kind, clock) {
+                service.took(lap.opcode, lap.each, lap.frames);
+            }
             let wait = match next {
                 Next::Continue => None,
                 Next::Close => break Pause::Close,
@@ -234,6 +248,9 @@ impl Connection {
                 break Pause::Wait(wait);
             }
         };
+        if let Some(lap) = self.watch.stop(clock) {
+            service.took(lap.opcode, lap.each, lap.frames);
+        }
         self.link.greeted.set(self.session.is_open());
         self.link.served_at.set(now);
         let has_moved = frames > 1;

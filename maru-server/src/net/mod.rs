@@ -6,6 +6,8 @@ mod doorbell;
 mod listener;
 mod reactor;
 mod ring;
+mod scrape;
+mod stopwatch;
 mod stream;
 mod task;
 
@@ -17,11 +19,12 @@ use std::time::{Duration, Instant};
 
 use maru_proto::{AuthToken, DigestKey};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tracing::{debug, error, info, warn};
 
 use crate::error::ServerError;
 use crate::journal::Journal;
+use crate::metrics::{self, Restored};
 use crate::options::{Driver, Options};
 use crate::pool::{FolderPool, PoolPlan, mount_tmpfs};
 use crate::service::{ServedPool, ServedSocket, Service, ServiceConfig};
@@ -131,7 +134,7 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
     let (socket, unix) = SocketFile::listen(options.socket.as_deref(), &admission)?;
     let tcp = options.listen.map(Listener::tcp).transpose()?;
 
-    let mut service = restore(options, &pool, auth, socket.path())?;
+    let (mut service, restored) = restore(options, &pool, auth, socket.path())?;
     let reactor = reactor(options, &mut service)?;
     let arrivals = reactor.is_some().then(Rc::<Arrivals>::default);
     let shared = Rc::new(Shared {
@@ -156,6 +159,12 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
         closed: Notify::new(),
         stop: Notify::new(),
     });
+    if let Some(address) = options.metrics_addr {
+        // One at a time: those who ring meanwhile wait for their turn.
+        let (bell, bells) = mpsc::channel(1);
+        tokio_uring::spawn(scrape::answer(Rc::clone(&shared), bells, restored));
+        metrics::start(address, bell).map_err(system("can't serve metrics"))?;
+    }
     let address = tcp.as_ref().and_then(Listener::address).map(tracing::field::display);
     info!(socket = %socket.path().display(), tcp = address, "serving");
     if let Some((reactor, arrivals)) = reactor.zip(arrivals) {
@@ -296,15 +305,15 @@ fn restore(
     pool: &FolderPool,
     auth: Option<AuthToken>,
     socket: &Path,
-) -> Result<Service, ServerError> {
+) -> Result<(Service, Restored), ServerError> {
     let began = Instant::now();
     let (journal, saved) = Journal::open(pool.path(), options.max_instances, options.fresh)?;
     let config = ServiceConfig { socket: served_socket(socket), ..service_config(options, pool, auth) };
     let service = Service::restore(config, journal, &saved, Duration::ZERO)
         .map_err(|source| ServerError::Restore { path: pool.path().to_owned(), source })?;
     let figures = service.state().figures(Duration::ZERO);
+    let took = began.elapsed();
     if figures.regions + figures.instances > 0 {
-        let took = began.elapsed();
         info!(
             chunks = figures.entries,
             regions = figures.regions,
@@ -313,7 +322,7 @@ fn restore(
             "restored"
         );
     }
-    Ok(service)
+    Ok((service, Restored { entries: figures.entries, took }))
 }
 
 fn service_config(options: &Options, pool: &FolderPool, auth: Option<AuthToken>) -> ServiceConfig {

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use maru_proto::FrameStatus;
+use maru_proto::{FrameStatus, Opcode};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::Interest;
@@ -99,11 +99,16 @@ async fn serve(connection: &mut Connection, mut left: Option<Wait>) -> io::Resul
 
 async fn make_region(connection: &mut Connection, region: RegionInfo, request: &maru_proto::Header) -> Pause {
     let shared = Rc::clone(&connection.shared);
+    connection.watch.start(shared.now());
     let made = tokio::task::spawn_blocking(shared.pool.maker(&region)).await;
     let made = made.unwrap_or_else(|panic| Err(io::Error::other(panic))).map(Some);
     let at = connection.output.len();
     let mut service = shared.service.borrow_mut();
-    match service.region_made(&connection.session, request, region.id, made, &mut connection.output) {
+    let next = service.region_made(&connection.session, request, region.id, made, &mut connection.output);
+    // That the memory is made is what takes time of a REQUEST_ALLOC.
+    connection.watch.paused(shared.now());
+    service.took(Opcode::RequestAlloc, connection.watch.take_spent(), 1);
+    match next {
         Next::Attach { region, writable } => Pause::Wait(Wait::Attach { at, region, writable }),
         _ => Pause::Turn,
     }

@@ -4,8 +4,9 @@ use std::io::Write;
 
 use crate::common::Peer;
 use maru_proto::{
-    Flags, FrameStatus, HeartbeatRecord, KeyDigest, LocationRecord, Opcode, RecordStatus, RegionRecord,
-    RegisterRecord, RequestAllocRequest, SessionToken, SocketRecord, StatKind, VersionRange, statuses,
+    Flags, FrameStatus, HeartbeatRecord, KeyDigest, LatencyRecord, LatencyRequest, LocationRecord, Opcode,
+    RecordStatus, RegionRecord, RegisterRecord, RequestAllocRequest, SessionToken, SocketRecord, StatKind,
+    VersionRange, statuses,
 };
 use maru_tests::{PATIENCE, ServerProcess};
 use zerocopy::FromBytes;
@@ -439,4 +440,99 @@ fn nobody_is_told_where_the_socket_lies_before_hello() {
     let server = start(&["--listen", "127.0.0.1:0"]);
     let told = Peer::tcp(&server.tcp_address()).call(Opcode::GetSocket, Flags::NONE, NOTHING);
     assert_eq!((told.status, told.body.len()), (FrameStatus::HelloRequired, 0));
+}
+
+/// All buckets, asked for as often as it takes: opcode, bound, frames.
+fn latencies(peer: &mut Peer) -> Vec<(u16, u64, u64)> {
+    let mut all: Vec<(u16, u64, u64)> = Vec::new();
+    loop {
+        let (opcode, upper_ns) = all.last().map_or((0, 0), |last| (last.0, last.1));
+        let request = LatencyRequest { opcode: opcode.into(), reserved: [0; 6], upper_ns: upper_ns.into() };
+        let answer = peer.call(Opcode::GetLatencies, Flags::NONE, &[request]);
+        assert_eq!(answer.status, FrameStatus::Ok);
+        let buckets = <[LatencyRecord]>::ref_from_bytes(&answer.body).unwrap();
+        if buckets.is_empty() {
+            return all;
+        }
+        all.extend(buckets.iter().map(|it| (it.opcode.get(), it.upper_ns.get(), it.count.get())));
+    }
+}
+
+fn frames_of(latencies: &[(u16, u64, u64)], opcode: Opcode) -> u64 {
+    latencies.iter().filter(|it| it.0 == u16::from(opcode as u8)).map(|it| it.2).sum()
+}
+
+#[test]
+fn every_frame_is_in_the_latencies_of_its_operation_once() {
+    let server = start(&[]);
+    let (mut peer, greeting) = Peer::greeted(&server, "a");
+    let digests = (0..16_000_u32).map(|n| greeting.digest_key.digest(&n.to_le_bytes())).collect::<Vec<_>>();
+    // Many of one operation that come together, one in many parts, and some of no operation.
+    let together = (0..500).flat_map(|id| Peer::frame(Opcode::ExistsKv, Flags::NONE, id, &digests[..1]));
+    peer.send(&together.collect::<Vec<_>>());
+    for _ in 0..500 {
+        assert_eq!(peer.response().opcode, Some(Opcode::ExistsKv));
+    }
+    for _ in 0..3 {
+        peer.call(Opcode::BatchExistsKv, Flags::NONE, &digests);
+    }
+    peer.call(Opcode::Heartbeat, Flags::NONE, NOTHING);
+    let seen = latencies(&mut peer);
+    let frames = [Opcode::Hello, Opcode::ExistsKv, Opcode::BatchExistsKv, Opcode::Heartbeat, Opcode::PinKv];
+    assert_eq!(frames.map(|opcode| frames_of(&seen, opcode)), [1, 500, 3, 1, 0]);
+    assert!(seen.is_sorted_by(|a, b| (a.0, a.1) < (b.0, b.1)), "{seen:?}");
+    // Sixteen thousand look-ups in microseconds would be those of one part.
+    let batch = seen.iter().find(|it| it.0 == u16::from(Opcode::BatchExistsKv as u8)).unwrap();
+    assert!(batch.1 > 50_000, "{batch:?}");
+    // To ask is an operation, too.
+    assert!(frames_of(&latencies(&mut peer), Opcode::GetLatencies) >= 2);
+}
+
+#[test]
+fn latencies_come_in_answers_of_the_size_that_was_agreed_on() {
+    let server = start(&["--max-body", "1KiB"]);
+    let (mut peer, greeting) = Peer::greeted(&server, "a");
+    let digests = [greeting.digest_key.digest(b"chunk"); 60];
+    for round in 0..200 {
+        for opcode in
+            [Opcode::BatchExistsKv, Opcode::BatchLookupKv, Opcode::BatchPinKv, Opcode::BatchDeleteKv]
+        {
+            peer.call(opcode, Flags::NONE, &digests[..1 + round % 60]);
+        }
+    }
+    let request = LatencyRequest { opcode: 0.into(), reserved: [0; 6], upper_ns: 0.into() };
+    let first = peer.call(Opcode::GetLatencies, Flags::NONE, &[request]);
+    assert!(first.body.len() <= 2048, "{}", first.body.len());
+    let seen = latencies(&mut peer);
+    for opcode in [Opcode::BatchExistsKv, Opcode::BatchLookupKv, Opcode::BatchPinKv, Opcode::BatchDeleteKv] {
+        assert_eq!(frames_of(&seen, opcode), 200, "{opcode}");
+    }
+    assert_eq!(peer.call(Opcode::GetLatencies, Flags::NONE, NOTHING).status, FrameStatus::Malformed);
+}
+
+#[test]
+fn what_is_refused_and_what_becomes_of_records_is_counted_by_operation() {
+    let server = start(&[]);
+    let (mut peer, greeting) = Peer::greeted(&server, "a");
+    let digests = [greeting.digest_key.digest(b"one"), greeting.digest_key.digest(b"two")];
+    let by = |opcode: Opcode, status: u16| u16::from(opcode as u8) | status << 8;
+    peer.call(Opcode::BatchExistsKv, Flags::NONE, &digests);
+    peer.call(Opcode::BatchExistsKv, Flags::PREFIX_STOP, &digests);
+    peer.call(Opcode::BatchPinKv, Flags::NONE, &digests);
+    peer.call(Opcode::UnpinKv, Flags::NONE, &digests[..1]);
+    assert_eq!(peer.call(Opcode::Shutdown, Flags::NONE, NOTHING).status, FrameStatus::Unauthorized);
+    assert_eq!(peer.call(Opcode::ReportStats, Flags::NONE, NOTHING).status, FrameStatus::UnsupportedOpcode);
+    for (kind, detail, expected) in [
+        (StatKind::RecordsByStatus, by(Opcode::BatchExistsKv, RecordStatus::NotFound as u16), 3),
+        (StatKind::RecordsByStatus, by(Opcode::BatchExistsKv, RecordStatus::Skipped as u16), 1),
+        (StatKind::RecordsByStatus, by(Opcode::BatchPinKv, RecordStatus::NotFound as u16), 1),
+        (StatKind::RecordsByStatus, by(Opcode::BatchPinKv, RecordStatus::Skipped as u16), 1),
+        (StatKind::RecordsByStatus, by(Opcode::UnpinKv, RecordStatus::NotFound as u16), 1),
+        (StatKind::Records, Opcode::BatchExistsKv as u16, 4),
+        (StatKind::OperationsRefused, by(Opcode::Shutdown, FrameStatus::Unauthorized as u16), 1),
+        (StatKind::OperationsRefused, by(Opcode::ReportStats, FrameStatus::UnsupportedOpcode as u16), 1),
+        (StatKind::FramesRefused, FrameStatus::Unauthorized as u16, 1),
+    ] {
+        assert_eq!(peer.stat_of(kind, detail), expected, "{} {detail:#x}", kind.name());
+    }
 }

@@ -104,13 +104,19 @@ impl Peer {
 
     /// A figure of the server's; of those with a detail, the sum over all.
     pub fn stat(&mut self, kind: StatKind) -> u64 {
+        self.figures(kind).iter().map(|record| record.value.get()).sum()
+    }
+
+    /// A figure of one detail; 0 where the server does not tell it.
+    pub fn stat_of(&mut self, kind: StatKind, detail: u16) -> u64 {
+        let figures = self.figures(kind);
+        figures.iter().filter(|record| record.detail.get() == detail).map(|record| record.value.get()).sum()
+    }
+
+    fn figures(&mut self, kind: StatKind) -> Vec<StatRecord> {
         let response = self.call::<KeyDigest>(Opcode::GetStats, Flags::NONE, &[]);
         let records = <[StatRecord]>::ref_from_bytes(&response.body).expect("figures are whole records");
-        records
-            .iter()
-            .filter(|record| record.kind.get() == kind as u16)
-            .map(|record| record.value.get())
-            .sum()
+        records.iter().filter(|record| record.kind.get() == kind as u16).copied().collect()
     }
 
     /// The next response.

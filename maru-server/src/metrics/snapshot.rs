@@ -1,0 +1,115 @@
+//! Everything that is told of the server, as of one moment, in values that can leave its thread.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use maru_proto::{FrameStatus, Opcode, RecordStatus};
+
+use crate::latency::Latencies;
+use crate::service::Service;
+use crate::state::{Figures, InstanceNumber, PoolInfo};
+
+/// Instances and regions that are looked at before others have a turn: some 10 µs of work.
+const PART: u32 = 512;
+
+/// What a restart found of the run before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Restored {
+    /// Entries.
+    pub(crate) entries: u64,
+    /// How long it took until they could be served.
+    pub(crate) took: Duration,
+}
+
+/// What the instances of one name use together: names are few, and who connects again under one goes on in its figures.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct NameUsage {
+    pub(super) instances: u64,
+    pub(super) connections: u64,
+    pub(super) regions: u64,
+    pub(super) region_bytes: u64,
+    pub(super) entries: u64,
+    pub(super) entry_bytes: u64,
+    pub(super) pinned_entries: u64,
+    pub(super) guard_pins: u64,
+    pub(super) named_pins: u64,
+    pub(super) oldest_pin_seconds: u64,
+}
+
+/// The server at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    pub(super) uptime: Duration,
+    pub(super) epoch: u64,
+    pub(super) restored: Restored,
+    pub(super) figures: Figures,
+    /// All that are open, those without HELLO included.
+    pub(super) connections: u64,
+    pub(super) connections_accepted: u64,
+    pub(super) hits: u64,
+    pub(super) misses: u64,
+    pub(super) system_calls: Option<u64>,
+    pub(super) frames: Vec<(Option<Opcode>, FrameStatus, u64)>,
+    pub(super) records: Vec<(Opcode, RecordStatus, u64)>,
+    pub(super) latencies: Latencies,
+    pub(super) pools: Vec<(PoolInfo, String)>,
+    pub(super) names: BTreeMap<String, NameUsage>,
+}
+
+impl Snapshot {
+    /// All but what the instances use.
+    pub(crate) fn of(service: &Service, now: Duration, connections: usize, restored: Restored) -> Snapshot {
+        let (state, counters) = (service.state(), service.counters());
+        let (hits, misses) = counters.hits_and_misses();
+        Snapshot {
+            uptime: now,
+            epoch: service.config().epoch,
+            restored,
+            figures: state.figures(now),
+            connections: connections as u64,
+            connections_accepted: counters.connections_accepted,
+            hits,
+            misses,
+            system_calls: counters.system_calls(),
+            frames: counters.frames().collect(),
+            records: counters.records_by_status().collect(),
+            latencies: counters.latencies.clone(),
+            pools: state
+                .pools()
+                .zip(service.config().pools.iter().map(|served| served.path.clone()))
+                .collect(),
+            names: BTreeMap::new(),
+        }
+    }
+
+    /// Adds what the next instances use, a bounded part of them; the last that was added, unless it was the last of all.
+    pub(crate) fn add_instances(
+        &mut self,
+        service: &Service,
+        after: InstanceNumber,
+        now: Duration,
+    ) -> Option<InstanceNumber> {
+        let mut work = 0;
+        for usage in service.state().usage_after(after, now) {
+            let name = match self.names.get_mut(usage.name) {
+                Some(name) => name,
+                None => self.names.entry(usage.name.to_owned()).or_default(),
+            };
+            name.instances += 1;
+            name.connections += u64::from(usage.connections);
+            name.regions += u64::from(usage.regions);
+            name.region_bytes += usage.region_bytes;
+            name.entries += u64::from(usage.entries);
+            name.entry_bytes += usage.entry_bytes;
+            name.pinned_entries += usage.pinned_entries;
+            name.guard_pins += usage.pins - usage.named_pins;
+            name.named_pins += usage.named_pins;
+            name.oldest_pin_seconds = name.oldest_pin_seconds.max(usage.oldest_pin_seconds);
+            work += 1 + usage.regions;
+            if work >= PART {
+                return Some(usage.number);
+            }
+        }
+        None
+    }
+}

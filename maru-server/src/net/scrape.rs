@@ -1,0 +1,32 @@
+//! The serving thread's side of the metrics: it makes a snapshot whenever somebody rings for one.
+
+use std::rc::Rc;
+
+use tokio::sync::mpsc;
+
+use super::Shared;
+use crate::metrics::{Bell, Restored, Snapshot};
+use crate::state::InstanceNumber;
+
+/// Answers the bells for as long as the server runs.
+pub(super) async fn answer(shared: Rc<Shared>, mut bells: mpsc::Receiver<Bell>, restored: Restored) {
+    while let Some(bell) = bells.recv().await {
+        // Whoever rang may have given up meanwhile.
+        let _ = bell.send(take(&shared, restored).await);
+    }
+}
+
+/// The instances are gone through in parts, between which clients have their turn.
+async fn take(shared: &Shared, restored: Restored) -> Snapshot {
+    let now = shared.now();
+    let mut snapshot = Snapshot::of(&shared.service.borrow(), now, shared.open.get(), restored);
+    let mut after = InstanceNumber(0);
+    loop {
+        let last = snapshot.add_instances(&shared.service.borrow(), after, now);
+        match last {
+            Some(last) => after = last,
+            None => return snapshot,
+        }
+        tokio::task::yield_now().await;
+    }
+}
