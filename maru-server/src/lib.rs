@@ -15,5 +15,5 @@ pub mod state;
 
 pub use error::ServerError;
 pub use net::run;
-pub use options::Options;
+pub use options::{LogFormat, Options};
 pub use output::Output;

@@ -126,9 +126,27 @@ pub struct Options {
     #[arg(long)]
     pub allow_shutdown: bool,
 
+    /// Warn of each request that took the server at least this long, such as 10ms: its operation, records and instance
+    /// [default: of none]. Every request is then measured by itself, also where small ones arrive together.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub slow_request: Option<Duration>,
+
+    /// How lines of the log are written, to stderr.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
     /// What to log: error, warn, info, debug, trace, or a filter such as info,maru_server::net=debug.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub log: String,
+}
+
+/// How lines of the log are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// An object each, for programs: `timestamp`, `level`, `target`, `message`, and the fields of the event beside them.
+    Json,
 }
 
 /// How connections are driven.

@@ -301,6 +301,7 @@ impl Service {
         self.state.take_changes(&mut self.changes);
         for change in &self.changes {
             journal.note(change, &self.state);
+            log(change, &self.state);
         }
     }
 
@@ -342,6 +343,36 @@ impl Service {
         self.counters.latencies.record(opcode, each, frames.into());
     }
 
+    /// Warns of a frame that took long.
+    pub(crate) fn warn_of_slow(&self, session: &Session, frame: &Frame<'_>, took: Duration) {
+        let Some(opcode) = frame.opcode() else { return };
+        let (instance, name) = self.named(session);
+        let record = match opcode {
+            Opcode::RegisterKv | Opcode::BatchRegisterKv => size_of::<RegisterRecord>(),
+            Opcode::AssertPins => size_of::<PinsRecord>(),
+            _ if is_of_digests(opcode) => size_of::<KeyDigest>(),
+            _ => frame.body().len().max(1),
+        };
+        let records = frame.body().len() / record;
+        let (operation, seconds) = (opcode.name(), took.as_secs_f64());
+        tracing::warn!(operation, records, instance, name, seconds, "a request was slow");
+    }
+
+    /// Warns of a region that took long to be made.
+    pub(crate) fn warn_of_slow_region(&self, session: &Session, region: &RegionInfo, took: Duration) {
+        let (instance, name) = self.named(session);
+        let (operation, seconds) = (Opcode::RequestAlloc.name(), took.as_secs_f64());
+        let size = region.size;
+        tracing::warn!(operation, records = 1, size, instance, name, seconds, "a request was slow");
+    }
+
+    /// Number and name of a connection's instance, for the log.
+    fn named(&self, session: &Session) -> (Option<u32>, Option<&str>) {
+        let instance = session.hello.map(|greeted| greeted.instance);
+        let name = instance.and_then(|instance| self.state.identity(instance)).map(|(name, _)| name);
+        (instance.map(|instance| instance.0), name)
+    }
+
     /// What was counted, to be looked at.
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
@@ -361,6 +392,10 @@ impl Service {
 
     /// Ends the instances and the pins by name whose time is over.
     pub fn expire(&mut self, now: Duration) -> Expired {
+        for (instance, name) in self.state.expiring(now) {
+            let reason = "the grace period without a connection is over";
+            tracing::info!(instance = instance.0, name, reason, "an instance ended");
+        }
         let expired = Expired { instances: self.state.expire(now), pins: self.state.expire_pins(now) };
         self.keep();
         expired
@@ -417,6 +452,12 @@ impl Service {
                     out.truncate(progress.at);
                 }
                 self.answer_status(frame.header(), status, out);
+                if session.hello.is_none() {
+                    let hello =
+                        frame.record::<HelloRequest>().ok().filter(|_| frame.opcode() == Some(Opcode::Hello));
+                    let name = hello.and_then(|hello| hello.instance_id.text().ok());
+                    tracing::info!(name, status = status.name(), reason = %status, "refused a connection");
+                }
                 match status {
                     FrameStatus::Malformed | FrameStatus::HelloRequired => Next::Close,
                     // Until HELLO is accepted there is nothing else to say on a connection.
@@ -607,6 +648,9 @@ impl Service {
         session.hello = Some(Greeted { instance, incarnation: self.state.incarnation(instance), kind });
         self.one_frame(frame, 1);
         tracing::debug!(instance = instance.0, name, ?kind, resumed, "a connection is open");
+        if resume {
+            tracing::info!(instance = instance.0, name, "an instance resumed its session");
+        }
 
         let grace_ms = u32::try_from(self.config.limits.grace.as_millis()).unwrap_or(u32::MAX);
         let response = HelloResponse {
@@ -883,7 +927,7 @@ impl Service {
             Ok(()) => RecordStatus::Ok,
             Err(DeleteError::NotFound) => RecordStatus::NotFound,
             Err(DeleteError::Pinned) => {
-                tracing::debug!(%key, "not deleted: the key is pinned");
+                tracing::trace!(%key, "not deleted: the key is pinned");
                 RecordStatus::Pinned
             }
         })
@@ -898,7 +942,7 @@ impl Service {
                 Err(UnpinError::NotFound) => RecordStatus::NotFound,
                 Err(UnpinError::NotPinned) => RecordStatus::NotPinned,
             };
-            tracing::debug!(%key, instance = caller.0, %status, "nothing to unpin");
+            tracing::trace!(%key, instance = caller.0, %status, "nothing to unpin");
             status
         })
     }
@@ -1078,6 +1122,54 @@ fn only_digest(frame: &Frame<'_>) -> Option<Digest> {
     );
     let digest = frame.body().first_chunk::<16>().filter(|_| is_of_one_key)?;
     Some(Digest::from(*digest))
+}
+
+/// Whether the body of a request is digests.
+fn is_of_digests(opcode: Opcode) -> bool {
+    matches!(
+        opcode,
+        Opcode::LookupKv
+            | Opcode::BatchLookupKv
+            | Opcode::ExistsKv
+            | Opcode::BatchExistsKv
+            | Opcode::DeleteKv
+            | Opcode::BatchDeleteKv
+            | Opcode::PinKv
+            | Opcode::BatchPinKv
+            | Opcode::UnpinKv
+            | Opcode::BatchUnpinKv
+    )
+}
+
+/// A line for what begins, ends or changes hands; what happens to single entries is too much for one.
+fn log(change: &Change, state: &State) {
+    match *change {
+        Change::Opened(instance) => {
+            if let Some((name, _)) = state.identity(instance) {
+                tracing::info!(instance = instance.0, name, "an instance opened");
+            }
+        }
+        Change::Committed(region) => {
+            let info = state.region(region);
+            if let Some((info, owner)) = info.and_then(|info| Some((info, info.owner?))) {
+                let name = state.identity(owner).map(|(name, _)| name);
+                tracing::info!(
+                    region = region.0,
+                    instance = owner.0,
+                    name,
+                    size = info.size,
+                    "a region was given"
+                );
+            }
+        }
+        Change::Disowned(region) => {
+            if let Some(info) = state.region(region) {
+                tracing::info!(region = region.0, chunks = info.entries, "a region is an orphan");
+            }
+        }
+        Change::Retired(region) => tracing::info!(region = region.0, "a region was freed"),
+        Change::Ended(_) | Change::Stored { .. } | Change::Freed { .. } | Change::Held { .. } => {}
+    }
 }
 
 fn milliseconds(duration: Duration) -> u64 {

@@ -149,3 +149,87 @@ fn root_can_have_the_server_mount_a_pool_with_huge_pages() {
     child.wait().unwrap();
     rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).unwrap();
 }
+
+/// The lines of a log of JSON that have this message.
+fn events(log: &[String], message: &str) -> Vec<serde_json::Value> {
+    let lines = log.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
+    lines.filter(|event| event["message"] == message).collect()
+}
+
+#[test]
+fn what_becomes_of_instances_and_regions_is_a_line_each_with_number_name_and_reason() {
+    let server = ServerProcess::start(&["--log-format", "json", "--grace", "100ms"]);
+    let (mut peer, greeting) = Peer::greeted(&server, "engine-0");
+    let instance = greeting.instance.get();
+    let request = maru_proto::RequestAllocRequest {
+        size: (1 << 20).into(),
+        page_size: 4096.into(),
+        pool_id: maru_proto::RequestAllocRequest::ANY_POOL.into(),
+        reserved: 0.into(),
+    };
+    peer.call(Opcode::RequestAlloc, Flags::NONE, &[request]);
+    let region = maru_proto::RegisterRecord {
+        digest: KeyDigest::from_bytes([7; 16]),
+        region_id: 1.into(),
+        length: 5.into(),
+        offset: 0.into(),
+    };
+    peer.call(Opcode::RegisterKv, Flags::NONE, &[region]);
+    // A second connection that goes on with the session, as after a loss.
+    let mut again = Peer::connect(&server);
+    let id = maru_proto::InstanceId::new("engine-0").unwrap();
+    let mut hello = maru_proto::HelloRequest::new(id, maru_proto::ConnectionKind::Data, greeting.session);
+    hello.resume = 1;
+    again.call(Opcode::Hello, Flags::NONE, &[hello]);
+    let mut stranger = Peer::connect(&server);
+    stranger.call::<KeyDigest>(Opcode::Heartbeat, Flags::NONE, &[]);
+    drop((peer, again));
+
+    let log = server.wait_for_log("a region is an orphan");
+    let only = |message: &str| match events(&log, message).as_slice() {
+        [event] => event.clone(),
+        events => panic!("{message}: {events:#?} of {log:#?}"),
+    };
+    for message in ["an instance opened", "an instance resumed its session", "an instance ended"] {
+        let event = only(message);
+        assert_eq!((&event["instance"], &event["name"]), (&instance.into(), &"engine-0".into()), "{message}");
+        assert!(event["timestamp"].is_string() && event["level"] == "INFO", "{event}");
+    }
+    assert_eq!(only("an instance ended")["reason"], "the grace period without a connection is over");
+    let given = only("a region was given");
+    assert_eq!(
+        (&given["region"], &given["instance"], &given["size"]),
+        (&1.into(), &instance.into(), &(1 << 20).into())
+    );
+    let orphan = only("a region is an orphan");
+    assert_eq!((&orphan["region"], &orphan["chunks"]), (&1.into(), &1.into()));
+    assert_eq!(only("refused a connection")["status"], "hello_required");
+    assert!(events(&log, "a region was freed").is_empty());
+}
+
+#[test]
+fn a_slow_request_is_warned_of_with_what_it_was_and_whose() {
+    let server = ServerProcess::start(&["--slow-request", "1ns", "--log-format", "json"]);
+    let (mut peer, greeting) = Peer::greeted(&server, "engine-0");
+    peer.call(Opcode::BatchExistsKv, Flags::NONE, &[KeyDigest::from_bytes([7; 16]); 1000]);
+    let log = server.wait_for_log("BATCH_EXISTS_KV");
+    let event = events(&log, "a request was slow").pop().unwrap();
+    assert_eq!((&event["operation"], &event["records"]), (&"BATCH_EXISTS_KV".into(), &1000.into()));
+    assert_eq!((&event["instance"], &event["name"]), (&greeting.instance.get().into(), &"engine-0".into()));
+    let seconds = event["seconds"].as_f64().unwrap();
+    assert!(seconds > 1e-9 && seconds < 1.0 && event["level"] == "WARN", "{event}");
+}
+
+#[test]
+fn nothing_is_said_of_requests_that_nobody_asked_about() {
+    let mut server = ServerProcess::start(&[]);
+    let (mut peer, _) = Peer::greeted(&server, "engine-0");
+    for _ in 0..100 {
+        peer.call(Opcode::BatchExistsKv, Flags::NONE, &[KeyDigest::from_bytes([7; 16]); 1000]);
+    }
+    peer.call(Opcode::UnpinKv, Flags::NONE, &[KeyDigest::from_bytes([7; 16])]);
+    assert!(server.terminate());
+    let said = server.wait_for_log("stopping");
+    let messages = said.iter().filter(|line| !line.contains("an instance opened")).collect::<Vec<_>>();
+    assert_eq!(messages.len(), 1, "{messages:#?}");
+}

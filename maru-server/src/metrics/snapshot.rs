@@ -9,7 +9,7 @@ use crate::latency::Latencies;
 use crate::service::Service;
 use crate::state::{Figures, InstanceNumber, PoolInfo};
 
-/// Instances and regions that are looked at before others have a turn: some 10 µs of work.
+/// Instances and regions that are looked at before others have a turn.
 const PART: u32 = 512;
 
 /// What a restart found of the run before.

@@ -222,7 +222,8 @@ impl Connection {
                 }
             };
             let at = self.output.len();
-            let kind = Kind::of(&frame);
+            let slow = self.shared.limits.slow_request;
+            let kind = if slow.is_some() { Kind::of(&frame).alone() } else { Kind::of(&frame) };
             if let Some(lap) = self.watch.before(kind, clock) {
                 service.took(lap.opcode, lap.each, lap.frames);
             }
@@ -231,6 +232,9 @@ impl Connection {
                 self.watch.paused(clock());
             } else if let Some(lap) = self.watch.served(kind, clock) {
                 service.took(lap.opcode, lap.each, lap.frames);
+                if slow.is_some_and(|slow| lap.each >= slow) {
+                    service.warn_of_slow(&self.session, &frame, lap.each);
+                }
             }
             let wait = match next {
                 Next::Continue => None,

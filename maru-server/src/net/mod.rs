@@ -98,6 +98,7 @@ struct NetLimits {
     hello_deadline: Duration,
     stall_timeout: Duration,
     idle_timeout: Duration,
+    slow_request: Option<Duration>,
 }
 
 impl Shared {
@@ -147,6 +148,7 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
             stall_timeout: options.stall_timeout,
             idle_timeout: options.idle_timeout,
             hello_deadline: options.hello_deadline,
+            slow_request: options.slow_request,
         },
         admission,
         reactor: arrivals.clone(),
@@ -248,10 +250,6 @@ async fn expire(shared: Rc<Shared>, pin_ttl: Duration) {
             info!(pins = expired.pins, "pins by name have run out");
         }
         if expired.instances > 0 {
-            info!(
-                instances = expired.instances,
-                "the grace period of instances without a connection is over"
-            );
             shared.release_retired();
         }
     }

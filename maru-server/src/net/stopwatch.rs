@@ -34,6 +34,11 @@ impl Kind {
     pub(super) fn of(frame: &Frame<'_>) -> Kind {
         Kind { opcode: frame.opcode(), is_small: frame.body().len() <= SMALL }
     }
+
+    /// The same, to be measured by itself.
+    pub(super) fn alone(self) -> Kind {
+        Kind { is_small: false, ..self }
+    }
 }
 
 /// The watch of one connection.

@@ -107,7 +107,11 @@ async fn make_region(connection: &mut Connection, region: RegionInfo, request: &
     let next = service.region_made(&connection.session, request, region.id, made, &mut connection.output);
     // That the memory is made is what takes time of a REQUEST_ALLOC.
     connection.watch.paused(shared.now());
-    service.took(Opcode::RequestAlloc, connection.watch.take_spent(), 1);
+    let took = connection.watch.take_spent();
+    service.took(Opcode::RequestAlloc, took, 1);
+    if shared.limits.slow_request.is_some_and(|slow| took >= slow) {
+        service.warn_of_slow_region(&connection.session, &region, took);
+    }
     match next {
         Next::Attach { region, writable } => Pause::Wait(Wait::Attach { at, region, writable }),
         _ => Pause::Turn,

@@ -325,6 +325,12 @@ impl State {
         self.instances.connections -= 1;
     }
 
+    /// The instances, with their names, that [`State::expire`] would end.
+    pub fn expiring(&self, now: Duration) -> impl Iterator<Item = (InstanceNumber, &str)> {
+        let over = self.instances.expiries.iter().take_while(move |(end, _)| *end <= now);
+        over.map(|(_, instance)| (*instance, &*self.instances.get(*instance).name))
+    }
+
     /// Ends the instances whose grace period ran out, and says how many: their pins are released and their regions
     /// become orphans, retired where they hold no entry.
     pub fn expire(&mut self, now: Duration) -> usize {
