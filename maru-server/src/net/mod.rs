@@ -354,7 +354,7 @@ fn served_socket(path: &Path) -> Option<ServedSocket> {
     described.inspect_err(|error| debug!(%error, "clients on TCP are not told of the Unix socket")).ok()
 }
 
-fn read_token(options: &Options) -> Result<Option<AuthToken>, ServerError> {
+pub(crate) fn read_token(options: &Options) -> Result<Option<AuthToken>, ServerError> {
     let Some(path) = &options.auth_token_file else {
         return match options.listen {
             Some(address) if !address.ip().is_loopback() => Err(ServerError::TokenNeeded(address)),
