@@ -236,14 +236,20 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):
             if self._closed:
                 return None
             if region_id not in self._pool:
-                region = self._handler.get_buffer_view(region_id, 0, page_count * self._page_size)
-                if region is None:
+                if self._view(region_id, 0, self._page_size) is None:
                     logger.error("region %d with %d pages is not mapped", region_id, page_count)
                     return None
                 if self._registrations.started:
-                    self._registrations.add(region_id, region)
+                    self._register(region_id, page_count)
                 self._pool[region_id] = RegionPool(page_count, partial(self._full_page, region_id))
             return self._pool[region_id]
+
+    def _register(self, region_id: int, page_count: int) -> None:
+        region = self._handler.get_buffer_view(region_id, 0, page_count * self._page_size)
+        if region is None:
+            logger.error("region %d has gaps between its chunks and is not registered with CUDA", region_id)
+        else:
+            self._registrations.add(region_id, region)
 
     def _hand_out(
         self,
@@ -262,9 +268,7 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):
             else:
                 pool.forget(page_index)
             if self._registrations.lacks(region_id):
-                region = self._handler.get_buffer_view(region_id, 0, len(pool) * self._page_size)
-                if region is not None:
-                    self._registrations.add(region_id, region)
+                self._register(region_id, len(pool))
         return obj
 
     def _full_page(self, region_id: int, page_index: int) -> PageObj:
