@@ -77,6 +77,7 @@ pub struct Config {
     pub(crate) expand_size: Option<u64>,
     pub(crate) eager: bool,
     pub(crate) prefault: bool,
+    pub(crate) copy_on_write: bool,
     pub(crate) timeout: Duration,
     pub(crate) auth_token: Option<Vec<u8>>,
 }
@@ -92,6 +93,7 @@ impl Default for Config {
             expand_size: None,
             eager: false,
             prefault: true,
+            copy_on_write: false,
             timeout: Duration::from_secs(5),
             auth_token: None,
         }
@@ -154,6 +156,15 @@ impl Config {
     /// Default: true. It takes about a second for 10 GiB on huge pages, ten times that without.
     pub fn prefault(mut self, yes: bool) -> Config {
         self.prefault = yes;
+        self
+    }
+
+    /// Whether regions of other instances are mapped so that this process can write into its own copy of what it
+    /// touches, for consumers that refuse memory they can't write. Nobody else sees such a write, and this process no
+    /// later one of the owner on the same 4 KiB: bytes that were written to are of no use once their chunk is gone.
+    /// Default: false, the kernel lets nobody write.
+    pub fn copy_on_write(mut self, yes: bool) -> Config {
+        self.copy_on_write = yes;
         self
     }
 

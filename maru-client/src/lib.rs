@@ -43,7 +43,7 @@ pub use key::AsKey;
 pub use maru_proto::{
     KeyDigest, PoolRecord, RecordStatus, RegionRecord, StatKind, UsageRecord, VersionRange,
 };
-pub use memory::copy_nontemporal;
+pub use memory::{RegionMemory, copy_nontemporal};
 pub use page::{PageLocation, PageMut};
 #[doc(hidden)]
 pub use rpc::fuzzing;

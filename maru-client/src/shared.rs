@@ -355,10 +355,14 @@ impl Shared {
             }),
         };
         match described {
-            Ok((record, file)) => Region::map(&record, &file, Access::ReadOnly).map(Some),
+            Ok((record, file)) => Region::map(&record, &file, self.foreign_access()).map(Some),
             Err(Error::Refused { status: FrameStatus::RegionNotFound, .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn foreign_access(&self) -> Access {
+        if self.config.copy_on_write { Access::CopyOnWrite } else { Access::ReadOnly }
     }
 
     /// Forgets foreign regions that the server has freed and nobody here reads.

@@ -277,3 +277,28 @@ fn the_last_handle_gives_everything_back() {
     drop(page);
     wait_until("the region is given back", || watcher.stats().unwrap().get(StatKind::Regions) == 0);
 }
+
+/// For consumers that refuse memory which they can't write.
+#[test]
+fn regions_of_others_can_be_mapped_copy_on_write_and_then_a_write_stays_here() {
+    let server = ServerProcess::start(&[]);
+    let owner = connect(&server);
+    let reader = MaruHandler::connect(config(&server).copy_on_write(true)).unwrap();
+    store(&owner, "chunk").unwrap();
+    let chunk = reader.retrieve("chunk").unwrap().unwrap();
+    let memory = reader.region_memory(chunk.region_id()).unwrap();
+    assert!(memory.is_writable() && !memory.is_own());
+    assert_eq!(memory.len(), memory.pages() as usize * memory.page_size());
+    // SAFETY: the byte is inside the mapping, and nobody reads it through a reference.
+    unsafe { memory.as_ptr().add(memory.len() - 1).write_volatile(7) };
+    let own = owner.map_region(chunk.region_id()).unwrap().unwrap();
+    assert!(own.is_own());
+    // SAFETY: the byte is inside the mapping.
+    assert_eq!(unsafe { own.as_ptr().add(own.len() - 1).read_volatile() }, 0);
+    assert!(is_intact("chunk", &chunk));
+
+    let other = connect(&server);
+    assert!(other.region_memory(chunk.region_id()).is_none());
+    assert!(!other.map_region(chunk.region_id()).unwrap().unwrap().is_writable());
+    assert!(other.map_region(4711).unwrap().is_none());
+}

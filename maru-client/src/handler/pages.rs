@@ -7,7 +7,7 @@ use maru_proto::{FrameStatus, ReclaimRequest};
 
 use super::{MaruHandler, RegionAdded};
 use crate::error::{Error, Result};
-use crate::memory::Claim;
+use crate::memory::{Claim, RegionMemory};
 use crate::page::{PageLocation, PageMut};
 use crate::rpc::request::Reclaim;
 use crate::session::Link;
@@ -174,8 +174,16 @@ impl MaruHandler {
         self.shared.own.regions().iter().map(|region| region.id()).collect()
     }
 
-    /// Pages of a region that is mapped here.
-    pub fn region_page_count(&self, region_id: u32) -> Option<u32> {
-        self.shared.regions.get(region_id).map(|region| region.pages())
+    /// The memory of a region, mapped now if it was not; `None` when there is no such region.
+    ///
+    /// # Errors
+    /// [`Error::Map`], and those of any request; none where the region is mapped already.
+    pub fn map_region(&self, region_id: u32) -> Result<Option<RegionMemory>> {
+        Ok(self.shared.region(region_id)?.map(RegionMemory::new))
+    }
+
+    /// The memory of a region that is mapped here.
+    pub fn region_memory(&self, region_id: u32) -> Option<RegionMemory> {
+        self.shared.regions.get(region_id).map(RegionMemory::new)
     }
 }

@@ -18,6 +18,8 @@ pub(crate) enum Access {
     },
     /// A region of somebody else's; the kernel lets nobody write through it.
     ReadOnly,
+    /// A region of somebody else's; what is written stays in this process, and hides what its owner writes there later.
+    CopyOnWrite,
 }
 
 /// A shared mapping, in place until the last use of it is gone.
@@ -43,6 +45,8 @@ impl Mapping {
         let memory = match access {
             Access::ReadWrite { .. } => options.map_raw(file)?,
             Access::ReadOnly => options.map_raw_read_only(file)?,
+            // SAFETY: the bytes are reached by raw pointers alone, so that nobody has a reference to what the owner changes.
+            Access::CopyOnWrite => MmapRaw::from(unsafe { options.map_copy(file)? }),
         };
         // Whether there are huge pages is up to the pool; without them everything works, only slower.
         let _ = memory.advise(Advice::HugePage);
@@ -53,9 +57,9 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Whether it may be written through.
-    pub(crate) fn is_writable(&self) -> bool {
-        self.access != Access::ReadOnly
+    /// What it is for.
+    pub(crate) fn access(&self) -> Access {
+        self.access
     }
 
     /// Bytes.
@@ -109,11 +113,23 @@ mod tests {
         let file = file(8192);
         let owner = Mapping::new(&file, 8192, Access::ReadWrite { prefault: true }).unwrap();
         let reader = Mapping::new(&file, 8192, Access::ReadOnly).unwrap();
-        assert!(owner.is_writable() && !reader.is_writable());
         // SAFETY: the byte is inside the mapping, and no reference to it exists.
         unsafe { owner.at(5000).write_volatile(7) };
         // SAFETY: the byte is inside the mapping.
         assert_eq!(unsafe { reader.at(5000).read_volatile() }, 7);
+    }
+
+    #[test]
+    fn what_is_written_into_a_copy_on_write_mapping_stays_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("region-1");
+        std::fs::write(&path, vec![1; 8192]).unwrap();
+        let mapping = Mapping::new(&File::open(&path).unwrap(), 8192, Access::CopyOnWrite).unwrap();
+        // SAFETY: the byte is inside the mapping, and no reference to it exists.
+        unsafe { mapping.at(5000).write_volatile(7) };
+        // SAFETY: the byte is inside the mapping.
+        assert_eq!(unsafe { mapping.at(5000).read_volatile() }, 7);
+        assert_eq!(std::fs::read(&path).unwrap(), vec![1; 8192]);
     }
 
     #[test]

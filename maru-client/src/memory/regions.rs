@@ -54,7 +54,17 @@ impl Region {
 
     /// Whether the region was mapped to be written into.
     pub(crate) fn is_own(&self) -> bool {
-        self.mapping.is_writable()
+        matches!(self.mapping.access(), Access::ReadWrite { .. })
+    }
+
+    /// Whether something can be written, for others or for this process alone.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.mapping.access() != Access::ReadOnly
+    }
+
+    /// Bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.mapping.len()
     }
 
     /// Where a page begins, in bytes from the region's beginning.
@@ -143,6 +153,51 @@ impl Regions {
     /// Regions that are mapped.
     pub(crate) fn len(&self) -> usize {
         read(&self.mapped).len()
+    }
+}
+
+/// The memory of a region that is mapped here, for bindings to other languages. It stays in place as long as this value
+/// or a clone of it lives, also when the handler is gone; what is in it changes as pages are stored, freed and stored
+/// anew, unless a [`PageMut`](crate::PageMut) or [`ChunkRef`](crate::ChunkRef) is held.
+#[derive(Clone, Debug)]
+pub struct RegionMemory {
+    region: Arc<Region>,
+}
+
+impl RegionMemory {
+    pub(crate) fn new(region: Arc<Region>) -> RegionMemory {
+        RegionMemory { region }
+    }
+
+    /// Where its first byte is.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.region.at(0)
+    }
+
+    /// Bytes.
+    #[expect(clippy::len_without_is_empty, reason = "a region has at least a page")]
+    pub fn len(&self) -> usize {
+        self.region.len()
+    }
+
+    /// Bytes of a page.
+    pub fn page_size(&self) -> usize {
+        self.region.page_size()
+    }
+
+    /// Pages.
+    pub fn pages(&self) -> u32 {
+        self.region.pages()
+    }
+
+    /// Whether writing through [`RegionMemory::as_ptr`] is possible at all.
+    pub fn is_writable(&self) -> bool {
+        self.region.is_writable()
+    }
+
+    /// Whether the region belongs to this instance.
+    pub fn is_own(&self) -> bool {
+        self.region.is_own()
     }
 }
 

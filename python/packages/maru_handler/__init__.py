@@ -1,0 +1,9 @@
+"""The handler: one instance of maru in this process."""
+
+from maru_common.logging_setup import setup_package_logging
+
+setup_package_logging("maru_handler")
+
+from .handler import MaruError, MaruHandler  # noqa: E402
+
+__all__ = ["MaruError", "MaruHandler"]

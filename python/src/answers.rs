@@ -1,0 +1,98 @@
+//! Answers as the Python objects that users get.
+
+use std::sync::Arc;
+
+use maru_client::{ChunkRef, Deleted, MaruHandler, Pinned, RegionMemory, Stored, StoredEach, Unpinned};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyList;
+
+use crate::error::exception;
+use crate::held::Held;
+use crate::memory::{Holder, Memory};
+
+/// Chunks on their way to Python, each with the memory that it lies in.
+pub(crate) struct Chunks {
+    pub(crate) found: Vec<Option<(ChunkRef, RegionMemory)>>,
+    pub(crate) held: Arc<Held>,
+    pub(crate) writable: bool,
+}
+
+impl Chunks {
+    /// Finds the memory that chunks lie in; those whose region is gone are not found.
+    pub(crate) fn new(
+        handler: &MaruHandler,
+        held: &Arc<Held>,
+        writable: bool,
+        chunks: Vec<Option<ChunkRef>>,
+    ) -> Chunks {
+        let mut last: Option<(u32, RegionMemory)> = None;
+        let found = chunks.into_iter().map(|chunk| {
+            let chunk = chunk?;
+            let region_id = chunk.region_id();
+            // Chunks of one prompt lie in few regions.
+            if last.as_ref().is_none_or(|(id, _)| *id != region_id) {
+                last = Some((region_id, handler.region_memory(region_id)?));
+            }
+            last.as_ref().map(|(_, memory)| (chunk, memory.clone()))
+        });
+        Chunks { found: found.collect(), held: Arc::clone(held), writable }
+    }
+}
+
+impl<'py> IntoPyObject<'py> for Chunks {
+    type Target = PyList;
+    type Output = Bound<'py, PyList>;
+    type Error = PyErr;
+
+    /// A list of `MemoryInfo` or `None`; the view of each keeps the pin.
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        static MEMORY_INFO: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let memory_info = MEMORY_INFO.import(py, "maru_handler.memory.types", "MemoryInfo")?;
+        let mut list = Vec::with_capacity(self.found.len());
+        for found in self.found {
+            let Some((guard, memory)) = found else {
+                list.push(py.None().into_bound(py));
+                continue;
+            };
+            let (region_id, page_index, length) = (guard.region_id(), guard.page_index(), guard.len());
+            let offset = guard.as_ptr() as usize - memory.as_ptr() as usize;
+            let chunk = self.held.chunk(guard, memory);
+            let view = Memory::new(Holder::Chunk(chunk), offset, length, self.writable).view(py)?;
+            list.push(memory_info.call1((view, region_id, page_index))?);
+        }
+        PyList::new(py, list)
+    }
+}
+
+/// Whether each chunk is there under its key, stored now or before.
+pub(crate) fn stored(outcomes: StoredEach) -> Vec<bool> {
+    let is_there = |outcome| match outcome {
+        Ok(Stored::Stored | Stored::AlreadyExists) => true,
+        Err(status) => {
+            tracing::warn!(%status, "a chunk was not stored");
+            false
+        }
+    };
+    outcomes.into_iter().map(is_there).collect()
+}
+
+/// Whether each chunk was pinned.
+pub(crate) fn pinned(outcomes: Vec<Pinned>) -> Vec<bool> {
+    outcomes.into_iter().map(|outcome| outcome == Pinned::Pinned).collect()
+}
+
+/// Whether each chunk lost a pin.
+pub(crate) fn unpinned(outcomes: Vec<Unpinned>) -> Vec<bool> {
+    outcomes.into_iter().map(|outcome| outcome == Unpinned::Unpinned).collect()
+}
+
+/// Whether each chunk was deleted.
+pub(crate) fn deleted(outcomes: Vec<Deleted>) -> Vec<bool> {
+    outcomes.into_iter().map(|outcome| outcome == Deleted::Deleted).collect()
+}
+
+/// The value of an answer, or its error as an exception.
+pub(crate) fn value<T>(answer: maru_client::Result<T>) -> PyResult<T> {
+    answer.map_err(|error| exception(&error))
+}

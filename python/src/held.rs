@@ -1,0 +1,98 @@
+//! What Python objects hold: pages that are being written, and chunks that are being read, both found by their location.
+//!
+//! Python code names a page by region and index where the client has values that own it. The tables in here lead from one
+//! to the other, and own nothing: a page goes back, and a pin ends, when the last Python object that shows it is gone.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use maru_client::{ChunkRef, PageLocation, PageMut, RegionMemory};
+
+/// All pages and chunks that objects of one client hold.
+#[derive(Default)]
+pub(crate) struct Held {
+    pages: Mutex<HashMap<PageLocation, Weak<Page>>>,
+    chunks: Mutex<HashMap<PageLocation, Weak<Chunk>>>,
+}
+
+/// A page that was allocated. It is empty once the page was stored or freed.
+pub(crate) struct Page {
+    pub(crate) memory: RegionMemory,
+    pub(crate) location: PageLocation,
+    page: Mutex<Option<PageMut>>,
+    held: Arc<Held>,
+}
+
+/// A chunk that was retrieved.
+pub(crate) struct Chunk {
+    pub(crate) memory: RegionMemory,
+    pub(crate) guard: ChunkRef,
+    held: Arc<Held>,
+}
+
+impl Held {
+    /// Takes up a page that was allocated.
+    pub(crate) fn page(self: &Arc<Held>, page: PageMut, memory: RegionMemory) -> Arc<Page> {
+        let location = page.location();
+        let page = Page { memory, location, page: Mutex::new(Some(page)), held: Arc::clone(self) };
+        let page = Arc::new(page);
+        lock(&self.pages).insert(location, Arc::downgrade(&page));
+        page
+    }
+
+    /// Takes up a chunk that was retrieved.
+    pub(crate) fn chunk(self: &Arc<Held>, guard: ChunkRef, memory: RegionMemory) -> Arc<Chunk> {
+        let location = location(&guard);
+        let chunk = Arc::new(Chunk { memory, guard, held: Arc::clone(self) });
+        lock(&self.chunks).insert(location, Arc::downgrade(&chunk));
+        chunk
+    }
+
+    /// The page at a location, if an object shows it that was neither stored nor freed.
+    pub(crate) fn page_at(&self, location: PageLocation) -> Option<Arc<Page>> {
+        let page = lock(&self.pages).get(&location)?.upgrade()?;
+        let is_held = lock(&page.page).is_some();
+        is_held.then_some(page)
+    }
+
+    /// The chunk at a location, if an object shows it.
+    pub(crate) fn chunk_at(&self, location: PageLocation) -> Option<Arc<Chunk>> {
+        lock(&self.chunks).get(&location)?.upgrade()
+    }
+
+    /// Takes the page at a location out of the objects that show it, to be stored or freed.
+    pub(crate) fn take(&self, location: PageLocation) -> Option<PageMut> {
+        let page = lock(&self.pages).remove(&location)?.upgrade()?;
+        lock(&page.page).take()
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // The page goes back only when it has left the table, and so can't be the next holder's that is removed.
+        forget(&self.held.pages, self.location, self);
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        forget(&self.held.chunks, location(&self.guard), self);
+    }
+}
+
+fn location(guard: &ChunkRef) -> PageLocation {
+    PageLocation { region_id: guard.region_id(), page_index: guard.page_index() }
+}
+
+/// Removes a value that is being dropped, unless another one has its place.
+fn forget<T>(table: &Mutex<HashMap<PageLocation, Weak<T>>>, location: PageLocation, dropped: *const T) {
+    let mut table = lock(table);
+    if table.get(&location).is_some_and(|known| std::ptr::eq(known.as_ptr(), dropped)) {
+        table.remove(&location);
+    }
+}
+
+/// Nothing in here panics while it holds a lock.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
