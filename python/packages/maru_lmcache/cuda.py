@@ -27,7 +27,8 @@ class HostRegistrations:
     def __init__(self, cuda: Any = torch.cuda) -> None:
         self._cuda = cuda if cuda.is_available() else None
         self._lock = threading.Lock()
-        self._regions: dict[int, torch.Tensor] = {}
+        # What is registered; nothing of a region that CUDA refused.
+        self._regions: dict[int, torch.Tensor | None] = {}
 
     @property
     def started(self) -> bool:
@@ -44,23 +45,25 @@ class HostRegistrations:
             if not self.lacks(region_id):
                 return
             memory = bytes_of(region)
-            self._regions[region_id] = memory
             flags = _READ_ONLY if region.readonly else 0
-            self._call("cudaHostRegister", region_id, memory.data_ptr(), memory.nbytes, flags)
+            done = self._call("cudaHostRegister", region_id, memory.data_ptr(), memory.nbytes, flags)
+            self._regions[region_id] = memory if done else None
 
     def close(self) -> None:
         """Takes every region back from CUDA, lets go of its memory, and registers no other."""
         with self._lock:
             while self._regions:
                 region_id, memory = self._regions.popitem()
-                self._call("cudaHostUnregister", region_id, memory.data_ptr())
+                if memory is not None:
+                    self._call("cudaHostUnregister", region_id, memory.data_ptr())
             self._cuda = None
 
-    def _call(self, function: str, region_id: int, *arguments: int) -> None:
+    def _call(self, function: str, region_id: int, *arguments: int) -> bool:
         try:
             status = int(getattr(self._cuda.cudart(), function)(*arguments))
         except Exception as error:
             logger.error("%s of region %d: %s", function, region_id, error)
-        else:
-            if status != 0:
-                logger.error("%s of region %d: CUDA error %d", function, region_id, status)
+            return False
+        if status != 0:
+            logger.error("%s of region %d: CUDA error %d", function, region_id, status)
+        return status == 0

@@ -25,7 +25,9 @@ _NOTHING = torch.empty(0, dtype=torch.uint8)
 
 def bytes_of(view: memoryview) -> torch.Tensor:
     """A flat tensor of a view's bytes, in place. It keeps the view, not only the memory behind it."""
-    return torch.frombuffer(view, dtype=torch.uint8)
+    # LMCache works in inference mode, and what is made there may not be written into anywhere else.
+    with torch.inference_mode(False):
+        return torch.frombuffer(view, dtype=torch.uint8)
 
 
 class PageObj(TensorMemoryObj):
