@@ -4,12 +4,44 @@ use std::sync::Arc;
 
 use maru_client::{ChunkRef, Deleted, MaruHandler, Pinned, RegionMemory, Stored, StoredEach, Unpinned};
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyList;
 
 use crate::error::exception;
 use crate::held::Held;
 use crate::memory::{Holder, Memory};
+
+/// A chunk where it lies.
+///
+/// ``view`` keeps the chunk pinned: as long as it, or anything made of it without copying, is alive, nobody can delete,
+/// evict or overwrite the chunk.
+///
+/// Attributes:
+///     view: Its bytes; one dimension, format ``B``, read-only unless the handler was told otherwise.
+///     region_id: The region that it lies in.
+///     page_index: The index of its page in the region.
+#[pyclass(module = "maru_handler.memory.types", weakref)]
+pub(crate) struct MemoryInfo {
+    #[pyo3(get, set)]
+    view: Py<PyAny>,
+    #[pyo3(get, set)]
+    region_id: u32,
+    #[pyo3(get, set)]
+    page_index: u32,
+}
+
+#[pymethods]
+impl MemoryInfo {
+    #[new]
+    #[pyo3(signature = (view, region_id=0, page_index=0))]
+    fn new(view: Py<PyAny>, region_id: u32, page_index: u32) -> MemoryInfo {
+        MemoryInfo { view, region_id, page_index }
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let (region_id, page_index, length) = (self.region_id, self.page_index, self.view.bind(py).len()?);
+        Ok(format!("MemoryInfo(region_id={region_id}, page_index={page_index}, {length} bytes)"))
+    }
+}
 
 /// Chunks on their way to Python, each with the memory that it lies in.
 pub(crate) struct Chunks {
@@ -47,8 +79,6 @@ impl<'py> IntoPyObject<'py> for Chunks {
 
     /// A list of `MemoryInfo` or `None`; the view of each keeps the pin.
     fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        static MEMORY_INFO: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-        let memory_info = MEMORY_INFO.import(py, "maru_handler.memory.types", "MemoryInfo")?;
         let mut list = Vec::with_capacity(self.found.len());
         for found in self.found {
             let Some((guard, memory)) = found else {
@@ -59,7 +89,8 @@ impl<'py> IntoPyObject<'py> for Chunks {
             let offset = guard.as_ptr() as usize - memory.as_ptr() as usize;
             let chunk = self.held.chunk(guard, memory);
             let view = Memory::new(Holder::Chunk(chunk), offset, length, self.writable).view(py)?;
-            list.push(memory_info.call1((view, region_id, page_index))?);
+            let info = MemoryInfo { view: view.into_any().unbind(), region_id, page_index };
+            list.push(Bound::new(py, info)?.into_any());
         }
         PyList::new(py, list)
     }

@@ -137,6 +137,11 @@ impl Client {
         Ok(())
     }
 
+    /// Whether a page was allocated and neither stored nor freed.
+    fn holds_page(&self, region_id: u32, page_index: u32) -> bool {
+        self.held.page_at(PageLocation { region_id, page_index }).is_some()
+    }
+
     /// Makes pages visible under keys; whether each key has a chunk now. A page that is not held counts as a failure.
     fn store(
         &self,

@@ -3,7 +3,7 @@
 //! Python code names a page by region and index where the client has values that own it. The tables in here lead from one
 //! to the other, and own nothing: a page goes back, and a pin ends, when the last Python object that shows it is gone.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use maru_client::{ChunkRef, PageLocation, PageMut, RegionMemory};

@@ -14,6 +14,8 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _native {
     #[pymodule_export]
+    use super::answers::MemoryInfo;
+    #[pymodule_export]
     use super::client::Client;
     #[pymodule_export]
     use super::error::MaruError;

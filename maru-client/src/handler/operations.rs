@@ -215,32 +215,34 @@ impl<'a, W: Way> Operations<'a, W> {
     }
 
     async fn retrieve_on(&self, link: &Link, digests: &[KeyDigest]) -> Result<Vec<Option<ChunkRef>>> {
-        let mut chunks = Vec::with_capacity(digests.len());
+        // As in `acquire_on`; all chunks are one group, so that many cost few allocations.
+        let mut found = Found::new(self.shared, link.number, digests.len());
+        let mut is_found = Vec::with_capacity(digests.len());
         for digests in digests.chunks(self.shared.records_per_frame::<KeyDigest>()) {
             let request = Lookup { digests, kind: LookupKind::AcquireEach };
             let locations = W::transport(link)?.call(&request).await?;
-            let mut found = digests.iter().zip(&locations);
-            while let Some((digest, location)) = found.next() {
-                let guard = if is_ok(location) { self.guard(link, *digest, location) } else { Ok(None) };
-                chunks.push(guard.inspect_err(|_| {
-                    let pinned = found.by_ref().filter(|(_, location)| is_ok(location));
-                    self.shared.release(pinned.map(|(digest, _)| (link.number, *digest)));
-                })?);
+            for (n, (digest, location)) in digests.iter().zip(&locations).enumerate() {
+                let added = if is_ok(location) { found.add(*digest, location) } else { Ok(false) };
+                match added {
+                    // Its region is gone.
+                    Ok(false) if is_ok(location) => self.release(link, &digests[n..=n], &locations[n..=n]),
+                    Ok(_) => {}
+                    Err(error) => {
+                        self.release(link, &digests[n..], &locations[n..]);
+                        return Err(error);
+                    }
+                }
+                is_found.push(matches!(added, Ok(true)));
             }
         }
-        Ok(chunks)
+        let mut guards = found.into_prefix()?.into_iter();
+        Ok(is_found.into_iter().map(|is_found| if is_found { guards.next() } else { None }).collect())
     }
 
-    /// A guard of a chunk that is pinned; where it can't be mapped the pin is released.
-    fn guard(&self, link: &Link, digest: KeyDigest, location: &LocationRecord) -> Result<Option<ChunkRef>> {
-        let mut found = Found::new(self.shared, link.number, 1);
-        match found.add(digest, location) {
-            Ok(true) => Ok(found.into_prefix()?.into_iter().next()),
-            missing => {
-                self.shared.release(std::iter::once((link.number, digest)));
-                missing.map(|_| None)
-            }
-        }
+    /// Gives the pins of a part of an answer back.
+    fn release(&self, link: &Link, digests: &[KeyDigest], locations: &[LocationRecord]) {
+        let pinned = digests.iter().zip(locations).filter(|(_, location)| is_ok(location));
+        self.shared.release(pinned.map(|(digest, _)| (link.number, *digest)));
     }
 
     pub(super) async fn exists(&self, digests: &[KeyDigest]) -> Result<Vec<bool>> {

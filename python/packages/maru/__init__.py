@@ -1,11 +1,11 @@
 """Share KV-cache chunks between the engines of a host: map the memory, copy nothing.
 
-    from maru import MaruConfig, MaruHandler
+from maru import MaruConfig, MaruHandler
 
-    with MaruHandler(MaruConfig(server_url="unix:///run/maru/maru.sock")) as maru:
-        maru.store("key", data=b"chunk")
-        info = maru.retrieve("key")
-        print(bytes(info.view))
+with MaruHandler(MaruConfig(server_url="unix:///run/maru/maru.sock")) as maru:
+    maru.store("key", data=b"chunk")
+    info = maru.retrieve("key")
+    print(bytes(info.view))
 """
 
 from maru_common.logging_setup import setup_package_logging

@@ -35,15 +35,15 @@ class MaruConfig:
         chunk_size_bytes: Bytes of the largest chunk. Each chunk takes a whole page of that size, rounded up to 4096.
         auto_connect: Whether ``with MaruHandler(config)`` connects.
         timeout_ms: Milliseconds that a request may take.
-        eager_map: Whether the regions of other instances are mapped at ``connect()`` rather than when a chunk in them is
-            read first. ``MARU_EAGER_MAP`` overrides it.
+        eager_map: Whether the regions of other instances are mapped at ``connect()`` rather than when a chunk in them
+            is read first. ``MARU_EAGER_MAP`` overrides it.
         auto_expand: Whether there may be further regions when all pages are in use.
         expand_size: Bytes of each further region; ``None`` for ``pool_size``.
-        shared_access: How chunks are seen: ``"read-only"``, or ``"private"`` for consumers that refuse memory which they
-            can't write. What is written into another instance's chunk then stays in this process.
+        shared_access: How chunks are seen: ``"read-only"``, or ``"private"`` for consumers that refuse memory which
+            they can't write. What is written into another instance's chunk then stays in this process.
         auth_token: The secret that servers on TCP may ask for, at most 64 bytes.
-        use_async_rpc, max_inflight: Taken for compatibility. All calls of a handler share its connections, any number of
-            them at a time.
+        use_async_rpc, max_inflight: Taken for compatibility. All calls of a handler share its connections, any number
+            of them at a time.
         rm_address: Taken for compatibility. There is no resource manager: the server hands out memory itself.
         enable_stats: Taken for compatibility. ``MARU_STAT`` overrides it.
 
@@ -75,9 +75,7 @@ class MaruConfig:
         if self.chunk_size_bytes <= 0:
             raise ValueError(f"chunk_size_bytes has to be positive, not {self.chunk_size_bytes}")
         if self.pool_size < self.chunk_size_bytes:
-            raise ValueError(
-                f"a pool_size of {self.pool_size} bytes can't hold a chunk of {self.chunk_size_bytes}"
-            )
+            raise ValueError(f"a pool_size of {self.pool_size} bytes can't hold a chunk of {self.chunk_size_bytes}")
         if self.expand_size is not None:
             if not self.auto_expand:
                 raise ValueError("expand_size is of no use without auto_expand")

@@ -1,4 +1,4 @@
-"""One instance: it allocates pages in shared memory, stores them under keys, and reads chunks of all instances in place."""
+"""One instance: it allocates pages in shared memory, stores them under keys, and reads chunks in place."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class MaruHandler:
             try:
                 client = _native.Client(
                     config.server_url,
-                    config.instance_id,
+                    self.instance_id,
                     config.chunk_size_bytes,
                     config.pool_size,
                     timeout_ms=config.timeout_ms,
@@ -124,8 +124,8 @@ class MaruHandler:
     # ---- pages -------------------------------------------------------------------------------------------------------
 
     def alloc(self, size: int) -> AllocHandle:
-        """A page to write a chunk of ``size`` bytes into. Where none is free, others' frees are taken back, then there is
-        a further region, then cold chunks of this instance make room.
+        """A page to write a chunk of ``size`` bytes into. Where none is free, pages are taken back that others freed,
+        then there is a further region, then cold chunks of this instance make room.
 
         Raises:
             ValueError: More bytes than a chunk has, or no page is to be had.
@@ -213,8 +213,8 @@ class MaruHandler:
         info: MemoryInfo | None = None,
         data: Any = None,
     ) -> bool:
-        """Makes a chunk visible under a key: the page of ``handle`` without a copy, or a copy of ``data`` or ``info.view``.
-        The first writer of a key wins.
+        """Makes a chunk visible under a key: the page of ``handle`` without a copy, or a copy of ``data`` or
+        ``info.view``. The first writer of a key wins.
 
         Returns:
             Whether the key has a chunk now, this one or an earlier one. The page belongs to the server, or has gone
@@ -230,8 +230,8 @@ class MaruHandler:
         client = self._open()
         if isinstance(given[0], AllocHandle):
             page = given[0]
-            if client.get_buffer_view(page.region_id, page.page_index * self.get_chunk_size(), 0) is None:
-                raise ValueError(f"page {page.page_index} of region {page.region_id} is no page of this handler")
+            if not client.holds_page(page.region_id, page.page_index):
+                raise ValueError(f"page {page.page_index} of region {page.region_id} was stored or freed already")
         elif _size_of(given[0]) > self.get_chunk_size():
             raise ValueError(f"{_size_of(given[0])} bytes do not fit into a chunk of {self.get_chunk_size()}")
         return self.batch_store([key], given)[0]
@@ -322,9 +322,7 @@ class MaruHandler:
     # ---- awaited -----------------------------------------------------------------------------------------------------
     # They share a second connection that pipelines. One that is cancelled loses neither a page nor a pin.
 
-    async def store_async(
-        self, key: str | bytes, handle: AllocHandle | None = None, *, data: Any = None
-    ) -> bool:
+    async def store_async(self, key: str | bytes, handle: AllocHandle | None = None, *, data: Any = None) -> bool:
         """:meth:`store`, awaited."""
         if (handle is None) == (data is None):
             raise ValueError("store_async takes exactly one of handle and data")
@@ -350,9 +348,7 @@ class MaruHandler:
         """:meth:`delete`, awaited."""
         return (await self.batch_delete_async([key]))[0]
 
-    async def batch_store_async(
-        self, keys: Sequence[str | bytes], handles: Sequence[Storable]
-    ) -> list[bool]:
+    async def batch_store_async(self, keys: Sequence[str | bytes], handles: Sequence[Storable]) -> list[bool]:
         """:meth:`batch_store`, awaited."""
         client = self._open()
         batch = self._prepare_batch(client, keys, handles)
@@ -464,9 +460,7 @@ class MaruHandler:
     def _or_false(self, operation: str, ask: Callable[[], bool]) -> bool:
         return self._or(False, operation, ask)
 
-    def _or_all_false(
-        self, operation: str, keys: Sequence[object], ask: Callable[[], list[bool]]
-    ) -> list[bool]:
+    def _or_all_false(self, operation: str, keys: Sequence[object], ask: Callable[[], list[bool]]) -> list[bool]:
         try:
             return ask()
         except MaruError as error:
@@ -478,9 +472,7 @@ class MaruHandler:
         except MaruError as error:
             return self._failed(answer, operation, error)
 
-    def _prepare_batch(
-        self, client: _native.Client, keys: Sequence[str | bytes], items: Sequence[Storable]
-    ) -> _Batch:
+    def _prepare_batch(self, client: _native.Client, keys: Sequence[str | bytes], items: Sequence[Storable]) -> _Batch:
         if len(keys) != len(items):
             raise ValueError(f"a batch needs one chunk for each key, not {len(items)} for {len(keys)} keys")
         batch = _Batch()

@@ -6,28 +6,9 @@ import mmap
 from dataclasses import dataclass, field
 from typing import Any
 
+from maru_handler._native import MemoryInfo
 
-class MemoryInfo:
-    """A chunk where it lies.
-
-    ``view`` keeps the chunk pinned: as long as it, or anything made of it without copying, is alive, nobody can delete,
-    evict or overwrite the chunk.
-
-    Attributes:
-        view: Its bytes; one dimension, format ``B``, read-only unless the handler was told otherwise.
-        region_id: The region that it lies in.
-        page_index: The index of its page in the region.
-    """
-
-    __slots__ = ("view", "region_id", "page_index", "__weakref__")
-
-    def __init__(self, view: memoryview, region_id: int = 0, page_index: int = 0) -> None:
-        self.view = view
-        self.region_id = region_id
-        self.page_index = page_index
-
-    def __repr__(self) -> str:
-        return f"MemoryInfo(region_id={self.region_id}, page_index={self.page_index}, {len(self.view)} bytes)"
+__all__ = ["AllocHandle", "MappedRegion", "MemoryInfo"]
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)

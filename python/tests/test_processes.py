@@ -1,0 +1,101 @@
+"""What several processes promise each other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+
+from maru import MaruHandler
+from support import CHUNK, Server, pins, wait_until
+
+Connect = Callable[..., MaruHandler]
+
+PRELUDE = f"""
+import os, signal, sys, time
+from maru import MaruConfig, MaruHandler
+maru = MaruHandler(MaruConfig(server_url=sys.argv[1], chunk_size_bytes={CHUNK}, pool_size={16 * CHUNK}))
+assert maru.connect()
+"""
+
+
+def run(server: Server, code: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process that has a handler ``maru``."""
+    program = PRELUDE + textwrap.dedent(code)
+    return subprocess.run([sys.executable, "-c", program, server.url], capture_output=True, text=True, timeout=60)
+
+
+def test_a_chunk_stored_by_one_process_is_read_by_another(server: Server, maru: MaruHandler) -> None:
+    done = run(server, "assert maru.store('key', data=b'from afar')\nmaru.close()")
+    assert done.returncode == 0, done.stderr
+    assert bytes(maru.retrieve("key").view) == b"from afar"
+
+
+def test_a_process_that_is_killed_leaves_its_chunks_and_no_pins(server: Server, maru: MaruHandler) -> None:
+    maru.store("mine", data=b"mine")
+    code = """
+        maru.store("key", data=b"chunk")
+        held = maru.batch_retrieve(["mine", "key"])
+        assert maru.pin("mine") and all(held)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert run(server, code).returncode == -9
+    assert bytes(maru.retrieve("key").view) == b"chunk"
+    wait_until("the grace period is over", lambda: pins(maru) == 0)
+    assert maru.delete("mine")
+
+
+def test_a_process_ends_whatever_it_still_holds(server: Server) -> None:
+    code = """
+        import asyncio
+        maru.store("key", data=b"chunk")
+        info, handle = maru.retrieve("key"), maru.alloc(10)
+        asyncio.run(maru.exists_async("key"))
+        print("end", flush=True)
+    """
+    done = run(server, code)
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+
+
+def test_the_child_of_a_fork_leaves_the_parents_session_alone(server: Server) -> None:
+    code = """
+        maru.store("key", data=b"chunk")
+        info, handle = maru.retrieve("key"), maru.alloc(10)
+        child = os.fork()
+        if child == 0:
+            assert bytes(info.view) == b"chunk"
+            try:
+                maru.exists("key")
+            except RuntimeError as error:
+                assert "parent" in str(error)
+                del info, handle
+                assert maru.connect() and maru.exists("key")
+                maru.close()
+                os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert maru.get_stats()["store_regions"]["total_free_pages"] == 14, "the page is still held"
+        assert not maru.delete("key"), "the pin is still held"
+        handle.buf[:] = b"0123456789"
+        assert maru.store("other", handle)
+    """
+    done = run(server, code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_client_has_to_say_is_logged(server: Server) -> None:
+    code = """
+        maru.exists("key")
+        os.kill(int(os.environ["SERVER"]), signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while maru.healthcheck() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        maru.close()
+    """
+    os.environ["SERVER"] = str(server._process.pid)
+    done = run(server, code)
+    assert done.returncode == 0, done.stderr
+    assert "lost the connection" in done.stderr
+    assert f"connected to {server.url}" in done.stderr
