@@ -29,9 +29,9 @@ logger = init_logger(__name__)
 class CxlMemoryAdapter(MemoryAllocatorInterface):
     """Allocates pages for chunks of KV cache, and shows chunks that were retrieved.
 
-    Every object that it hands out is made for that use of its page and knows this allocator. Giving up the last reference
-    gives the page back if it was allocated and not stored, and otherwise ends the protection of what was retrieved; so does
-    losing the object and every tensor of it. What is stored stays stored.
+    Every object that it hands out is made for that use of its page and knows this allocator. Giving up the last
+    reference gives the page back if it was allocated and not stored, and otherwise ends the protection of what was
+    retrieved; so does losing the object and every tensor of it. What is stored stays stored.
 
     Safe to use from several threads.
 
@@ -172,8 +172,8 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):
     ) -> MemoryObj | None:
         """A stored chunk to read, where it is.
 
-        Its object protects the chunk from being deleted or overwritten if the caller still has what `MaruHandler.retrieve`
-        returned for it.
+        Its object protects the chunk from being deleted or overwritten if the caller still has what
+        `MaruHandler.retrieve` returned for it.
 
         Args:
             region_id: From `retrieve`.

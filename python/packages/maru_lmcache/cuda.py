@@ -12,7 +12,9 @@ from maru_lmcache.memory import bytes_of
 
 logger = init_logger(__name__)
 
-_READ_ONLY = 0x08  # cudaHostRegisterReadOnly: without it CUDA asks to write, which the mapping of another's region refuses
+_READ_ONLY = (
+    0x08  # cudaHostRegisterReadOnly: without it CUDA asks to write, which the mapping of another's region refuses
+)
 
 
 class HostRegistrations:

@@ -70,7 +70,7 @@ class ChunkLayout:
         return tokens if rest == 0 and 0 < tokens <= self.tokens else None
 
     def _check_alignment(self, page_size: int) -> int:
-        """Bytes of a token, if every group begins at a multiple of its element size in every page, however it is cut."""
+        """Bytes of a token. However a chunk is cut, each group has to begin at a multiple of its element size."""
         before = 0
         for index, (shape, dtype) in enumerate(zip(self.shapes, self.dtypes, strict=True)):
             if before % dtype.itemsize or page_size % dtype.itemsize:

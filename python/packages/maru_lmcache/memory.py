@@ -12,12 +12,11 @@ from lmcache.v1.memory_management import MemoryObjMetadata, TensorMemoryObj
 
 if TYPE_CHECKING:
     from maru_handler.memory import AllocHandle
-
     from maru_lmcache.adapter import CxlMemoryAdapter
 
-# Chunks that others stored are read-only memory, for which torch has no kind of tensor: it makes an ordinary one and warns,
-# once in a process. LMCache only reads what it retrieves, so its users can do nothing about the warning. It is filtered
-# here once and for this module alone: changing filters around the call would not be safe with several threads.
+# Chunks that others stored are read-only memory, for which torch has no kind of tensor: it makes an ordinary one and
+# warns, once in a process. LMCache only reads what it retrieves, and its users can do nothing about the warning. It is
+# filtered here once and for this module alone: changing filters around the call would not be safe with several threads.
 warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning, module=__name__)
 
 _NOTHING = torch.empty(0, dtype=torch.uint8)
@@ -55,8 +54,8 @@ class PageObj(TensorMemoryObj):
         self._handle = [] if handle is None else [handle]
 
     def __del__(self) -> None:
-        # LMCache's class complains here about references that were not given up, and frees. Objects of MaruBackend always
-        # end with one, and the view sees to the page.
+        # LMCache's class complains here about references that were not given up, and frees. Objects of MaruBackend
+        # always end with one, and the view sees to the page.
         pass
 
     @property
@@ -82,8 +81,8 @@ class PageObj(TensorMemoryObj):
 class RegionPool(Sequence[PageObj]):
     """The pages of a region as memory objects, each made when it is asked for and nobody has it.
 
-    What LMCache is given is never taken from here, but made for it: an object that somebody still has from an earlier use
-    of its page would not protect the present one.
+    What LMCache is given is never taken from here, but made for it: an object that somebody still has from an earlier
+    use of its page would not protect the present one.
 
     Args:
         pages: How many.

@@ -1,4 +1,4 @@
-"""What memory objects promise: the shapes that were asked for, and a page or chunk that stays what it is while it is used."""
+"""What memory objects promise: the shapes that were asked for, and a page that stays what it is while it is used."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
 from lmcache.v1.memory_management import MemoryFormat, MemoryObjMetadata, TensorMemoryObj
 
+from maru import MaruHandler
 from maru_lmcache import CxlMemoryAdapter
+from support import pins, wait_until
 
 TOKENS = 16
 SHAPE = torch.Size([2, 2, TOKENS, 32])
 DTYPE = torch.float16
 TOKEN_BYTES = 2 * 2 * 32 * 2
-CHUNK_BYTES = TOKENS * TOKEN_BYTES  # 4096, the handlers' chunk size
+CHUNK_BYTES = TOKENS * TOKEN_BYTES
+KEY = "chunk"
+
+Connect = Callable[..., MaruHandler]
 
 
 def of_tokens(tokens: int) -> torch.Size:
@@ -27,7 +32,7 @@ def of_tokens(tokens: int) -> torch.Size:
 
 
 def make_adapter(
-    handler: Any, shapes: Sequence[torch.Size] = (SHAPE,), dtypes: Sequence[torch.dtype] = (DTYPE,)
+    handler: MaruHandler, shapes: Sequence[torch.Size] = (SHAPE,), dtypes: Sequence[torch.dtype] = (DTYPE,)
 ) -> CxlMemoryAdapter:
     chunk_size = handler.get_chunk_size()
     return CxlMemoryAdapter(
@@ -38,7 +43,7 @@ def make_adapter(
 class Engine:
     """A handler and an allocator over it, used the way in which MaruBackend uses them."""
 
-    def __init__(self, handler: Any, **layout: Any) -> None:
+    def __init__(self, handler: MaruHandler, **layout: Sequence[object]) -> None:
         self.handler = handler
         self.adapter = make_adapter(handler, **layout)
 
@@ -70,43 +75,32 @@ class Engine:
 
 
 @pytest.fixture
-def engine(connect: Callable[..., Any]) -> Iterator[Engine]:
-    engine = Engine(connect())
-    yield engine
-    engine.adapter.close()
+def connect(connect: Connect) -> Connect:
+    """The pool of each is one region of 2 MiB, to begin with."""
+    return partial(connect, **{"chunk_size_bytes": CHUNK_BYTES, "pool_size": 2 << 20})
 
 
 @pytest.fixture
-def other(connect: Callable[..., Any]) -> Iterator[Engine]:
-    other = Engine(connect())
-    yield other
-    other.adapter.close()
+def engine(connect: Connect) -> Engine:
+    return Engine(connect())
 
 
 @pytest.fixture
-def key(request: pytest.FixtureRequest) -> str:
-    """The server is shared, so every test has keys of its own."""
-    return request.node.nodeid
+def other(connect: Connect) -> Engine:
+    return Engine(connect())
 
 
-@pytest.fixture
-def deletes(wait_until: Callable[..., None]) -> Callable[[Engine, str], None]:
-    """A chunk can be deleted, though its last pin may still be on its way back to the server."""
-    return lambda engine, key: wait_until(lambda: engine.delete(key), f"{key} is deleted")
+def assert_deletes(engine: Engine, key: str) -> None:
+    """Nobody protects the chunk, though its last pin may still be on its way back to the server."""
+    wait_until(f"{key} is deleted", lambda: engine.delete(key))
 
 
-@pytest.fixture
-def stays(deletes: Callable[[Engine, str], None]) -> Callable[[Engine, Engine, str], None]:
-    """`reader` protects a chunk, also after all the pins that it gave back so far have reached the server."""
-
-    def stays(writer: Engine, reader: Engine, key: str) -> None:
-        control = key + " and what was given back before"
-        writer.put(control, fill=0)
-        reader.get(control)
-        deletes(writer, control)
-        assert not writer.delete(key)
-
-    return stays
+def assert_stays(writer: Engine, reader: Engine, key: str) -> None:
+    """`reader` protects the chunk, also after all the pins that it gave back so far have reached the server."""
+    writer.put("control", fill=0)
+    reader.get("control")
+    assert_deletes(writer, "control")
+    assert not writer.delete(key)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
@@ -123,20 +117,18 @@ def test_a_chunk_has_the_shape_that_was_asked_for_with_fewer_tokens_too(engine: 
         assert obj.get_memory_format() == MemoryFormat.KV_2LTD
 
 
-def test_a_single_group_can_be_asked_for_by_its_index(engine: Engine, key: str) -> None:
+def test_a_single_group_can_be_asked_for_by_its_index(engine: Engine) -> None:
     obj = engine.allocate(3)
     obj.tensor.copy_(torch.arange(obj.tensor.numel()).reshape(obj.tensor.shape))
     assert obj.get_shapes() == [of_tokens(3)] and obj.get_dtypes() == [DTYPE]
     assert torch.equal(obj.get_tensor(0), obj.tensor)
-    assert engine.store(key, obj)
-    assert torch.equal(engine.get(key).get_tensor(0), obj.tensor)
+    assert engine.store(KEY, obj)
+    assert torch.equal(engine.get(KEY).get_tensor(0), obj.tensor)
 
 
 @pytest.mark.parametrize("tokens", [5, TOKENS])
 @pytest.mark.parametrize("dtypes", [(DTYPE, DTYPE), (torch.float32, torch.bfloat16)])
-def test_groups_lie_one_after_the_other(
-    connect: Callable[..., Any], key: str, dtypes: tuple[torch.dtype, torch.dtype], tokens: int
-) -> None:
+def test_groups_lie_one_after_the_other(connect: Connect, dtypes: tuple[torch.dtype, torch.dtype], tokens: int) -> None:
     full = [torch.Size([2, 2, TOKENS, 24]), torch.Size([1, 3, TOKENS, 8])]
     cut = [torch.Size([2, 2, tokens, 24]), torch.Size([1, 3, tokens, 8])]
     writer, reader = (Engine(connect(chunk_size_bytes=8192), shapes=full, dtypes=dtypes) for _ in range(2))
@@ -144,9 +136,9 @@ def test_groups_lie_one_after_the_other(
     assert obj is not None
     for index, shape in enumerate(cut):
         obj.get_tensor(index).copy_(torch.rand(shape))
-    assert writer.store(key, obj)
+    assert writer.store(KEY, obj)
 
-    found = reader.get(key)
+    found = reader.get(KEY)
     assert found.get_shapes() == cut and found.get_dtypes() == list(dtypes)
     assert found.get_size() == sum(s.numel() * d.itemsize for s, d in zip(cut, dtypes, strict=True))
     for index in range(2):
@@ -155,7 +147,7 @@ def test_groups_lie_one_after_the_other(
     assert torch.equal(found.tensor, torch.cat([obj.get_tensor(i).flatten().view(torch.uint8) for i in range(2)]))
 
 
-def test_groups_that_cannot_be_shown_are_refused_at_once(connect: Callable[..., Any]) -> None:
+def test_groups_that_cannot_be_shown_are_refused_at_once(connect: Connect) -> None:
     with pytest.raises(ValueError, match="group 1 of a chunk has elements of 4 bytes"):
         make_adapter(connect(), [torch.Size([1, 1, 8, 3]), torch.Size([1, 1, 8, 2])], [torch.int8, torch.float32])
 
@@ -223,7 +215,7 @@ def test_a_page_is_freed_once(engine: Engine) -> None:
     assert bool((second.raw_data == 2).all())
 
 
-def test_a_batch_is_allocated_as_a_whole_or_not_at_all(connect: Callable[..., Any]) -> None:
+def test_a_batch_is_allocated_as_a_whole_or_not_at_all(connect: Connect) -> None:
     engine = Engine(connect(auto_expand=False))
     pages = engine.free_pages()
     held = engine.allocate()
@@ -233,7 +225,7 @@ def test_a_batch_is_allocated_as_a_whole_or_not_at_all(connect: Callable[..., An
     del held
 
 
-def test_without_a_page_there_is_no_object(connect: Callable[..., Any]) -> None:
+def test_without_a_page_there_is_no_object(connect: Connect) -> None:
     engine = Engine(connect(auto_expand=False))
     held = engine.adapter.batched_allocate(SHAPE, DTYPE, engine.free_pages())
     assert engine.adapter.allocate(SHAPE, DTYPE) is None
@@ -241,7 +233,7 @@ def test_without_a_page_there_is_no_object(connect: Callable[..., Any]) -> None:
     assert engine.adapter.allocate(SHAPE, DTYPE) is not None
 
 
-def test_more_pages_come_with_more_regions(connect: Callable[..., Any]) -> None:
+def test_more_pages_come_with_more_regions(connect: Connect) -> None:
     engine = Engine(connect())
     pages = engine.free_pages()
     objs = engine.adapter.batched_allocate(SHAPE, DTYPE, pages + 1)
@@ -250,50 +242,50 @@ def test_more_pages_come_with_more_regions(connect: Callable[..., Any]) -> None:
     assert len(regions) == 2 and set(engine.adapter._pool) == set(regions)
 
 
-def test_what_is_stored_is_not_freed(engine: Engine, other: Engine, key: str) -> None:
-    obj = engine.put(key, fill=3)
+def test_what_is_stored_is_not_freed(engine: Engine, other: Engine) -> None:
+    obj = engine.put(KEY, fill=3)
     obj.ref_count_down()
     engine.adapter.free(obj)
     del obj
     for _ in range(engine.free_pages()):
         engine.allocate(fill=9)
-    assert bool((other.get(key).raw_data == 3).all())
+    assert bool((other.get(KEY).raw_data == 3).all())
 
 
-def test_a_chunk_is_stored_once(engine: Engine, key: str) -> None:
-    obj = engine.put(key, fill=3)
+def test_a_chunk_is_stored_once(engine: Engine) -> None:
+    obj = engine.put(KEY, fill=3)
     with pytest.raises(ValueError, match="only what was allocated is, once"):
         engine.adapter.create_store_handle(obj)
     with pytest.raises(ValueError, match="only what was allocated is, once"):
-        engine.adapter.create_store_handle(engine.get(key))
+        engine.adapter.create_store_handle(engine.get(KEY))
     freed = engine.allocate()
     engine.adapter.free(freed)
     with pytest.raises(ValueError, match="only what was allocated is, once"):
         engine.adapter.create_store_handle(freed)
 
 
-def test_a_page_that_is_on_its_way_to_be_stored_outlives_its_object(engine: Engine, key: str) -> None:
+def test_a_page_that_is_on_its_way_to_be_stored_outlives_its_object(engine: Engine) -> None:
     obj = engine.allocate(fill=6)
     handle = engine.adapter.create_store_handle(obj)
     engine.adapter.free(obj)
     del obj
     in_between = engine.allocate(fill=9)
-    assert engine.handler.store(key, handle)
-    assert bool((engine.get(key).raw_data == 6).all())
+    assert engine.handler.store(KEY, handle)
+    assert bool((engine.get(KEY).raw_data == 6).all())
     del in_between
 
 
-def test_the_page_of_a_duplicate_goes_back_once(engine: Engine, key: str) -> None:
-    engine.put(key, fill=1)
+def test_the_page_of_a_duplicate_goes_back_once(engine: Engine) -> None:
+    engine.put(KEY, fill=1)
     before = engine.free_pages()
     duplicate = engine.allocate(fill=2)
-    assert engine.store(key, duplicate)
+    assert engine.store(KEY, duplicate)
     assert engine.free_pages() == before
     reused = engine.adapter.batched_allocate(SHAPE, DTYPE, before)
     duplicate.ref_count_down()
     del duplicate
     assert engine.free_pages() == 0
-    assert bool((engine.get(key).raw_data == 1).all())
+    assert bool((engine.get(KEY).raw_data == 1).all())
     del reused
 
 
@@ -311,119 +303,82 @@ def test_objects_of_other_allocators_are_refused(engine: Engine, other: Engine) 
 
 
 @pytest.mark.parametrize("tokens", [1, TOKENS])
-def test_a_chunk_of_another_instance_is_read_in_place(
-    engine: Engine, other: Engine, key: str, tokens: int
-) -> None:
-    obj = engine.put(key, fill=5, tokens=tokens)
-    found = other.get(key)
+def test_a_chunk_of_another_instance_is_read_in_place(engine: Engine, other: Engine, tokens: int) -> None:
+    obj = engine.put(KEY, fill=5, tokens=tokens)
+    found = other.get(KEY)
     assert found.get_shape() == of_tokens(tokens) and found.meta.address == obj.meta.address
     assert torch.equal(found.tensor, obj.tensor)
 
 
-def test_a_chunk_stays_while_its_object_lives(
-    engine: Engine,
-    other: Engine,
-    key: str,
-    stays: Callable[[Engine, Engine, str], None],
-    deletes: Callable[[Engine, str], None],
-) -> None:
-    engine.put(key, fill=4)
-    found = other.get(key)
-    stays(engine, other, key)
+def test_a_chunk_stays_while_its_object_lives(engine: Engine, other: Engine) -> None:
+    engine.put(KEY, fill=4)
+    found = other.get(KEY)
+    assert_stays(engine, other, KEY)
     del found
-    deletes(engine, key)
+    assert_deletes(engine, KEY)
 
 
-def test_a_chunk_stays_while_a_tensor_of_it_lives(
-    engine: Engine,
-    other: Engine,
-    key: str,
-    stays: Callable[[Engine, Engine, str], None],
-    deletes: Callable[[Engine, str], None],
-) -> None:
-    engine.put(key, fill=4)
-    row = other.get(key).tensor[1, 0]
-    stays(engine, other, key)
+def test_a_chunk_stays_while_a_tensor_of_it_lives(engine: Engine, other: Engine) -> None:
+    engine.put(KEY, fill=4)
+    row = other.get(KEY).tensor[1, 0]
+    assert_stays(engine, other, KEY)
     assert bool((row.view(torch.uint8) == 4).all())
     del row
-    deletes(engine, key)
+    assert_deletes(engine, KEY)
 
 
-def test_freeing_a_retrieved_chunk_ends_its_protection(
-    engine: Engine,
-    other: Engine,
-    key: str,
-    stays: Callable[[Engine, Engine, str], None],
-    deletes: Callable[[Engine, str], None],
-) -> None:
-    engine.put(key, fill=4)
-    found = other.get(key)
+def test_freeing_a_retrieved_chunk_ends_its_protection(engine: Engine, other: Engine) -> None:
+    engine.put(KEY, fill=4)
+    found = other.get(KEY)
     found.ref_count_up()
     found.ref_count_down()
-    stays(engine, other, key)
+    assert_stays(engine, other, KEY)
     found.ref_count_down()
     assert found.tensor is None
-    deletes(engine, key)
+    assert_deletes(engine, KEY)
 
 
-def test_each_reader_of_a_chunk_protects_it_for_itself(
-    engine: Engine,
-    other: Engine,
-    key: str,
-    stays: Callable[[Engine, Engine, str], None],
-    deletes: Callable[[Engine, str], None],
-) -> None:
-    engine.put(key, fill=4)
-    first, second = other.get(key), other.get(key)
+def test_each_reader_of_a_chunk_protects_it_for_itself(engine: Engine, other: Engine) -> None:
+    engine.put(KEY, fill=4)
+    first, second = other.get(KEY), other.get(KEY)
     assert first is not second
     del second
-    stays(engine, other, key)
+    assert_stays(engine, other, KEY)
     assert bool((first.raw_data == 4).all())
     del first
-    deletes(engine, key)
+    assert_deletes(engine, KEY)
 
 
-def test_a_reader_is_protected_though_another_one_was_faster(
-    engine: Engine,
-    other: Engine,
-    key: str,
-    stays: Callable[[Engine, Engine, str], None],
-    deletes: Callable[[Engine, str], None],
-) -> None:
-    engine.put(key, fill=4)
-    info = other.handler.retrieve(key)
-    other.get(key)  # comes later, and is done earlier
+def test_a_reader_is_protected_though_another_one_was_faster(engine: Engine, other: Engine) -> None:
+    engine.put(KEY, fill=4)
+    info = other.handler.retrieve(KEY)
+    other.get(KEY)  # comes later, and is done earlier
     found = other.adapter.get_by_location(info.region_id, info.page_index, len(info.view), TOKEN_BYTES)
     del info
-    stays(engine, other, key)
+    assert_stays(engine, other, KEY)
     assert bool((found.raw_data == 4).all())
     del found
-    deletes(engine, key)
+    assert_deletes(engine, KEY)
 
 
-def test_an_object_of_an_earlier_use_of_a_page_is_not_handed_out_again(
-    engine: Engine,
-    key: str,
-    stays: Callable[[Engine, Engine, str], None],
-    deletes: Callable[[Engine, str], None],
-) -> None:
+def test_an_object_of_an_earlier_use_of_a_page_is_not_handed_out_again(engine: Engine) -> None:
     rest = engine.adapter.batched_allocate(SHAPE, DTYPE, engine.free_pages() - 1)
-    stale = engine.put(key + "old", fill=1)
-    deletes(engine, key + "old")
-    new = engine.put(key, fill=2)
+    stale = engine.put("old", fill=1)
+    assert_deletes(engine, "old")
+    new = engine.put(KEY, fill=2)
     del rest
     assert new.meta.address == stale.meta.address and new is not stale
-    found = engine.get(key)
+    found = engine.get(KEY)
     assert found is not stale and found is not new
-    stays(engine, engine, key)
+    assert_stays(engine, engine, KEY)
     del found
-    deletes(engine, key)
+    assert_deletes(engine, KEY)
 
 
-def test_the_pool_shows_the_latest_use_of_a_page(engine: Engine, key: str) -> None:
-    region_id, page = engine.adapter.decode_address(engine.put(key, fill=1).meta.address)
+def test_the_pool_shows_the_latest_use_of_a_page(engine: Engine) -> None:
+    region_id, page = engine.adapter.decode_address(engine.put(KEY, fill=1).meta.address)
     pool = engine.adapter._pool[region_id]
-    found = engine.get(key)
+    found = engine.get(KEY)
     assert pool[page] is found
     lost = weakref.ref(found)
     del found
@@ -448,19 +403,19 @@ def test_there_is_no_object_of_what_is_not_there(engine: Engine) -> None:
     assert not engine.adapter.ensure_region_pool(999_999)
 
 
-def test_regions_of_others_are_shown_when_a_chunk_in_them_is(engine: Engine, other: Engine, key: str) -> None:
-    region_id, _ = engine.adapter.decode_address(engine.put(key, fill=1).meta.address)
+def test_regions_of_others_are_shown_when_a_chunk_in_them_is(engine: Engine, other: Engine) -> None:
+    region_id, _ = engine.adapter.decode_address(engine.put(KEY, fill=1).meta.address)
     assert region_id not in other.adapter._pool
-    assert other.get(key) is not None
+    assert other.get(KEY) is not None
     assert region_id in other.adapter._pool
 
 
 # ---- the end ---------------------------------------------------------------------------------------------------------
 
 
-def test_objects_stay_valid_when_allocator_and_handler_are_closed(engine: Engine, other: Engine, key: str) -> None:
-    engine.put(key, fill=8)
-    found = other.get(key)
+def test_objects_stay_valid_when_allocator_and_handler_are_closed(engine: Engine, other: Engine) -> None:
+    engine.put(KEY, fill=8)
+    found = other.get(KEY)
     other.adapter.close()
     other.adapter.close()
     other.handler.close()
@@ -469,7 +424,7 @@ def test_objects_stay_valid_when_allocator_and_handler_are_closed(engine: Engine
     assert other.adapter.allocate(SHAPE, DTYPE) is None
 
 
-def test_a_closed_allocator_follows_no_new_region(connect: Callable[..., Any]) -> None:
+def test_a_closed_allocator_follows_no_new_region(connect: Connect) -> None:
     engine = Engine(connect())
     engine.adapter.close()
     held = [engine.handler.alloc(CHUNK_BYTES) for _ in range(engine.free_pages() + 1)]
@@ -478,17 +433,14 @@ def test_a_closed_allocator_follows_no_new_region(connect: Callable[..., Any]) -
     del held
 
 
-def test_threads_lose_neither_pages_nor_bytes(
-    engine: Engine, other: Engine, key: str, figures: Callable[[], dict[str, int]], wait_until: Callable[..., None]
-) -> None:
+def test_threads_lose_neither_pages_nor_bytes(engine: Engine, other: Engine) -> None:
     before = engine.free_pages()
-    pins = figures()["pins"]
     failures: list[BaseException] = []
 
     def work(number: int) -> None:
         try:
             for turn in range(100):
-                name, fill = f"{key}-{number}-{turn % 5}", number * 5 + turn % 5
+                name, fill = f"{number}-{turn % 5}", number * 5 + turn % 5
                 obj = engine.allocate(tokens=1 + turn % TOKENS, fill=fill)
                 if turn % 3 == 0:
                     obj.ref_count_down()
@@ -508,10 +460,10 @@ def test_threads_lose_neither_pages_nor_bytes(
     for thread in threads:
         thread.join()
     assert failures == []
-    wait_until(lambda: figures()["pins"] == pins, "all pins are back")
+    wait_until("all pins are back", lambda: pins(engine.handler) == 0)
     for number in range(8):
         for index in range(5):
-            other.delete(f"{key}-{number}-{index}")
+            other.delete(f"{number}-{index}")
     # Pages of deleted chunks come back when they are asked for.
     objs = engine.adapter.batched_allocate(SHAPE, DTYPE, before)
     assert len(engine.handler.get_owned_region_ids()) == 1
