@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::{Deref, Index};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use maru_proto::{KeyDigest, LocationRecord};
 
@@ -34,6 +34,14 @@ struct Chunk {
     guards: AtomicU32,
     /// The number of the session's connections that its pin belongs to.
     link: AtomicU32,
+}
+
+impl Chunk {
+    /// Counts one guard more, unless there is none left and the pin is being released.
+    fn add_guard(&self) -> bool {
+        let one_more = |guards: u32| (guards > 0).then(|| guards + 1);
+        self.guards.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+    }
 }
 
 // SAFETY: a chunk's bytes are in a mapping that whoever has the chunk keeps (a group, or what becomes one), and nobody writes
@@ -139,8 +147,7 @@ impl PinGroup {
     /// One guard more of each chunk that has any; their pins belong to these connections from now on.
     pub(crate) fn guards(group: &Arc<PinGroup>, link: u32) -> impl Iterator<Item = ChunkRef> {
         let in_use = group.chunks.iter().enumerate().filter(move |(_, chunk)| {
-            let one_more = |guards: u32| (guards > 0).then(|| guards + 1);
-            let is_in_use = chunk.guards.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok();
+            let is_in_use = chunk.add_guard();
             if is_in_use {
                 chunk.link.store(link, Ordering::Relaxed);
             }
@@ -185,8 +192,41 @@ impl ChunkRef {
         self.chunk().generation
     }
 
+    /// What leads to the chunk and does not hold it.
+    pub fn downgrade(&self) -> WeakChunkRef {
+        WeakChunkRef { group: Arc::downgrade(&self.group), index: self.index }
+    }
+
     fn chunk(&self) -> &Chunk {
         &self.group.chunks[self.index]
+    }
+}
+
+/// Leads to a chunk as long as somebody else has a guard of it.
+#[derive(Clone)]
+pub struct WeakChunkRef {
+    group: Weak<PinGroup>,
+    index: usize,
+}
+
+impl WeakChunkRef {
+    /// A guard of the chunk, if there is one already; one more does not cost a request.
+    pub fn upgrade(&self) -> Option<ChunkRef> {
+        let group = self.group.upgrade()?;
+        let is_held = group.chunks[self.index].add_guard();
+        is_held.then_some(ChunkRef { group, index: self.index })
+    }
+
+    /// Whether there is a guard of the chunk at this moment.
+    pub fn is_held(&self) -> bool {
+        let group = self.group.upgrade();
+        group.is_some_and(|group| group.chunks[self.index].guards.load(Ordering::Relaxed) > 0)
+    }
+}
+
+impl fmt::Debug for WeakChunkRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakChunkRef")
     }
 }
 

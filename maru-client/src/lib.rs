@@ -37,7 +37,7 @@ mod sync;
 
 pub use config::{Address, Config, default_socket_path};
 pub use error::{Error, MAX_KEY_LEN, PageState, ProtocolError, Result};
-pub use guard::{ChunkRef, Prefix, PrefixIter};
+pub use guard::{ChunkRef, Prefix, PrefixIter, WeakChunkRef};
 pub use handler::{Deleted, MaruHandler, Pending, Pinned, RegionAdded, Stored, StoredEach, Unpinned};
 pub use key::AsKey;
 pub use maru_proto::{

@@ -8,7 +8,7 @@ use pyo3::types::PyList;
 
 use crate::error::exception;
 use crate::held::Held;
-use crate::memory::{Holder, Memory};
+use crate::memory::{Holder, Memory, untrack};
 
 /// A chunk where it lies.
 ///
@@ -79,6 +79,7 @@ impl<'py> IntoPyObject<'py> for Chunks {
 
     /// A list of `MemoryInfo` or `None`; the view of each keeps the pin.
     fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.held.add_chunks(self.found.iter().flatten().map(|(chunk, _)| chunk));
         let mut list = Vec::with_capacity(self.found.len());
         for found in self.found {
             let Some((guard, memory)) = found else {
@@ -87,10 +88,12 @@ impl<'py> IntoPyObject<'py> for Chunks {
             };
             let (region_id, page_index, length) = (guard.region_id(), guard.page_index(), guard.len());
             let offset = guard.as_ptr() as usize - memory.as_ptr() as usize;
-            let chunk = self.held.chunk(guard, memory);
-            let view = Memory::new(Holder::Chunk(chunk), offset, length, self.writable).view(py)?;
+            let view = Memory::new(Holder::Chunk(guard), &memory, offset, length, self.writable).view(py)?;
             let info = MemoryInfo { view: view.into_any().unbind(), region_id, page_index };
-            list.push(Bound::new(py, info)?.into_any());
+            let info = Bound::new(py, info)?.into_any();
+            // A view of memory refers to nothing that could refer to it.
+            untrack(&info);
+            list.push(info);
         }
         PyList::new(py, list)
     }

@@ -276,22 +276,22 @@ impl Client {
                 return Ok(None);
             }
             let writable = memory.is_own() || self.writable;
-            return Memory::new(Holder::Region(memory), offset, size, writable).view(py).map(Some);
+            let holder = Holder::Region(memory.clone());
+            return Memory::new(holder, &memory, offset, size, writable).view(py).map(Some);
         }
         let Some(page_index) = u32::try_from(page).ok().filter(|page| *page < memory.pages()) else {
             return Ok(None);
         };
         let start = page * memory.page_size() + within;
         let location = PageLocation { region_id, page_index };
-        let memory = if let Some(page) = self.held.page_at(location) {
-            Memory::new(Holder::Page(page), start, size, true)
+        let (holder, writable) = if let Some(page) = self.held.page_at(location) {
+            (Holder::Page(page), true)
         } else if let Some(chunk) = self.held.chunk_at(location) {
-            Memory::new(Holder::Chunk(chunk), start, size, self.writable)
+            (Holder::Chunk(chunk), self.writable)
         } else {
-            let writable = memory.is_own() || self.writable;
-            Memory::new(Holder::Region(memory), start, size, writable)
+            (Holder::Region(memory.clone()), memory.is_own() || self.writable)
         };
-        memory.view(py).map(Some)
+        Memory::new(holder, &memory, start, size, writable).view(py).map(Some)
     }
 
     /// Pages of a region, mapped now if it was not; `None` where there is none with pages like those of this instance.
@@ -436,8 +436,8 @@ impl Client {
         let (location, length) = (page.location(), page.len());
         let memory = self.handler.region_memory(location.region_id).expect("a region with a page is mapped");
         let offset = location.page_index as usize * memory.page_size();
-        let page = self.held.page(page, memory);
-        let view = Memory::new(Holder::Page(page), offset, length, true).view(py)?;
+        let page = self.held.page(page, memory.clone());
+        let view = Memory::new(Holder::Page(page), &memory, offset, length, true).view(py)?;
         Ok((view, location.region_id, location.page_index))
     }
 

@@ -6,27 +6,24 @@
 use foldhash::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use maru_client::{ChunkRef, PageLocation, PageMut, RegionMemory};
+use maru_client::{ChunkRef, PageLocation, PageMut, RegionMemory, WeakChunkRef};
+
+/// Chunks of which is looked whether they are still held, at least, before there is room for more.
+const CHUNKS: usize = 4096;
 
 /// All pages and chunks that objects of one client hold.
 #[derive(Default)]
 pub(crate) struct Held {
     pages: Mutex<HashMap<PageLocation, Weak<Page>>>,
-    chunks: Mutex<HashMap<PageLocation, Weak<Chunk>>>,
+    chunks: Mutex<HashMap<PageLocation, WeakChunkRef>>,
 }
 
 /// A page that was allocated. It is empty once the page was stored or freed.
 pub(crate) struct Page {
-    pub(crate) memory: RegionMemory,
-    pub(crate) location: PageLocation,
+    location: PageLocation,
+    /// Views of the page stay readable when it was stored, also without the handler.
+    _memory: RegionMemory,
     page: Mutex<Option<PageMut>>,
-    held: Arc<Held>,
-}
-
-/// A chunk that was retrieved.
-pub(crate) struct Chunk {
-    pub(crate) memory: RegionMemory,
-    pub(crate) guard: ChunkRef,
     held: Arc<Held>,
 }
 
@@ -34,18 +31,24 @@ impl Held {
     /// Takes up a page that was allocated.
     pub(crate) fn page(self: &Arc<Held>, page: PageMut, memory: RegionMemory) -> Arc<Page> {
         let location = page.location();
-        let page = Page { memory, location, page: Mutex::new(Some(page)), held: Arc::clone(self) };
+        let page = Page { location, _memory: memory, page: Mutex::new(Some(page)), held: Arc::clone(self) };
         let page = Arc::new(page);
         lock(&self.pages).insert(location, Arc::downgrade(&page));
         page
     }
 
-    /// Takes up a chunk that was retrieved.
-    pub(crate) fn chunk(self: &Arc<Held>, guard: ChunkRef, memory: RegionMemory) -> Arc<Chunk> {
-        let location = location(&guard);
-        let chunk = Arc::new(Chunk { memory, guard, held: Arc::clone(self) });
-        lock(&self.chunks).insert(location, Arc::downgrade(&chunk));
-        chunk
+    /// Takes up chunks that were retrieved.
+    pub(crate) fn add_chunks<'a>(&self, chunks: impl Iterator<Item = &'a ChunkRef>) {
+        let mut known = lock(&self.chunks);
+        for chunk in chunks {
+            if known.len() == known.capacity() && known.len() >= CHUNKS {
+                // To look at all of them once for as many that come is cheaper than at each that goes.
+                known.retain(|_, chunk| chunk.is_held());
+                let room = known.len();
+                known.reserve(room);
+            }
+            known.insert(location(chunk), chunk.downgrade());
+        }
     }
 
     /// The page at a location, if an object shows it that was neither stored nor freed.
@@ -56,7 +59,7 @@ impl Held {
     }
 
     /// The chunk at a location, if an object shows it.
-    pub(crate) fn chunk_at(&self, location: PageLocation) -> Option<Arc<Chunk>> {
+    pub(crate) fn chunk_at(&self, location: PageLocation) -> Option<ChunkRef> {
         lock(&self.chunks).get(&location)?.upgrade()
     }
 
@@ -70,26 +73,15 @@ impl Held {
 impl Drop for Page {
     fn drop(&mut self) {
         // The page goes back only when it has left the table, and so can't be the next holder's that is removed.
-        forget(&self.held.pages, self.location, self);
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        forget(&self.held.chunks, location(&self.guard), self);
+        let mut pages = lock(&self.held.pages);
+        if pages.get(&self.location).is_some_and(|known| std::ptr::eq(known.as_ptr(), self)) {
+            pages.remove(&self.location);
+        }
     }
 }
 
 fn location(guard: &ChunkRef) -> PageLocation {
     PageLocation { region_id: guard.region_id(), page_index: guard.page_index() }
-}
-
-/// Removes a value that is being dropped, unless another one has its place.
-fn forget<T>(table: &Mutex<HashMap<PageLocation, Weak<T>>>, location: PageLocation, dropped: *const T) {
-    let mut table = lock(table);
-    if table.get(&location).is_some_and(|known| std::ptr::eq(known.as_ptr(), dropped)) {
-        table.remove(&location);
-    }
 }
 
 /// Nothing in here panics while it holds a lock.

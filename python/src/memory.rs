@@ -5,36 +5,26 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use maru_client::RegionMemory;
+use maru_client::{ChunkRef, RegionMemory};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
 
-use crate::held::{Chunk, Page};
+use crate::held::Page;
 
 /// How often this process is the child of a fork since it has this module.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// What keeps a range of memory as it is.
+/// What keeps a range of memory as it is, and mapped.
 pub(crate) enum Holder {
     /// Nothing but the mapping.
-    Region(RegionMemory),
+    Region(#[expect(dead_code, reason = "it is kept for what it does when it is dropped")] RegionMemory),
     /// The page is this process's to write into.
-    Page(Arc<Page>),
+    Page(#[expect(dead_code, reason = "it is kept for what it does when it is dropped")] Arc<Page>),
     /// The chunk is pinned.
-    Chunk(Arc<Chunk>),
-}
-
-impl Holder {
-    fn region(&self) -> &RegionMemory {
-        match self {
-            Holder::Region(memory) => memory,
-            Holder::Page(page) => &page.memory,
-            Holder::Chunk(chunk) => &chunk.memory,
-        }
-    }
+    Chunk(#[expect(dead_code, reason = "it is kept for what it does when it is dropped")] ChunkRef),
 }
 
 /// A range of mapped memory. `memoryview` shows it, and whatever is made of that keeps it: the mapping, and the page or
@@ -42,30 +32,51 @@ impl Holder {
 #[pyclass(frozen, module = "maru_handler._native")]
 pub(crate) struct Memory {
     holder: ManuallyDrop<Holder>,
-    offset: usize,
+    start: *mut u8,
     length: usize,
     readonly: bool,
     /// Of which process it is.
     forks: u32,
 }
 
+// SAFETY: the memory is mapped as long as the holder lives, which may be dropped by any thread; what is in it is shared with
+// other processes, and Python code reads and writes it under its own rules, from any thread.
+unsafe impl Send for Memory {}
+// SAFETY: as above; nothing of it changes.
+unsafe impl Sync for Memory {}
+
 impl Memory {
-    /// A range of the holder's region; it can be written if that is asked for and the mapping allows it.
+    /// A range of a region that the holder keeps mapped; it can be written if that is asked for and the mapping allows it.
     ///
     /// # Panics
     /// When the range is not inside the region.
-    pub(crate) fn new(holder: Holder, offset: usize, length: usize, writable: bool) -> Memory {
-        let region = holder.region();
+    pub(crate) fn new(
+        holder: Holder,
+        region: &RegionMemory,
+        offset: usize,
+        length: usize,
+        writable: bool,
+    ) -> Memory {
         assert!(offset.checked_add(length).is_some_and(|end| end <= region.len()), "the range is inside");
+        // SAFETY: the offset is inside the region.
+        let start = unsafe { region.as_ptr().add(offset) };
         let readonly = !(writable && region.is_writable());
         let forks = FORKS.load(Ordering::Relaxed);
-        Memory { holder: ManuallyDrop::new(holder), offset, length, readonly, forks }
+        Memory { holder: ManuallyDrop::new(holder), start, length, readonly, forks }
     }
 
     /// A `memoryview` of it.
     pub(crate) fn view(self, py: Python<'_>) -> PyResult<Bound<'_, PyMemoryView>> {
-        PyMemoryView::from(Bound::new(py, self)?.as_any())
+        let memory = Bound::new(py, self)?.into_any();
+        untrack(&memory);
+        PyMemoryView::from(&memory)
     }
+}
+
+/// Spares Python's collector an object that can't be part of a cycle: a batch makes a thousand of them.
+pub(crate) fn untrack(object: &Bound<'_, PyAny>) {
+    // SAFETY: the object is alive, and its type one of `#[pyclass]`, whose objects the collector knows.
+    unsafe { ffi::PyObject_GC_UnTrack(object.as_ptr().cast()) };
 }
 
 #[pymethods]
@@ -77,14 +88,13 @@ impl Memory {
     #[expect(clippy::needless_pass_by_value, reason = "pyo3 hands it over")]
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let memory = slf.get();
-        // SAFETY: the range was checked to be inside the region.
-        let start = unsafe { memory.holder.region().as_ptr().add(memory.offset) };
         let length =
             memory.length.try_into().map_err(|_| PyBufferError::new_err("the memory is too long"))?;
         let readonly = c_int::from(memory.readonly);
         // SAFETY: `view` is valid, it gets a reference to this object, and that keeps the mapping.
-        let filled =
-            unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start.cast(), length, readonly, flags) };
+        let filled = unsafe {
+            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), memory.start.cast(), length, readonly, flags)
+        };
         if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
 

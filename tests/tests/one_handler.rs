@@ -302,3 +302,21 @@ fn regions_of_others_can_be_mapped_copy_on_write_and_then_a_write_stays_here() {
     assert!(!other.map_region(chunk.region_id()).unwrap().unwrap().is_writable());
     assert!(other.map_region(4711).unwrap().is_none());
 }
+
+#[test]
+fn a_weak_reference_leads_to_a_chunk_as_long_as_a_guard_holds_it() {
+    let server = ServerProcess::start(&[]);
+    let handler = connect(&server);
+    store(&handler, "chunk").unwrap();
+    let guard = handler.retrieve("chunk").unwrap().unwrap();
+    let weak = guard.downgrade();
+    let second = weak.upgrade().unwrap();
+    assert_eq!(pins(&handler), 1, "a guard more is no request");
+    drop(guard);
+    assert!(weak.is_held());
+    assert_eq!(handler.delete("chunk").unwrap(), Deleted::Pinned);
+    assert!(is_intact("chunk", &second));
+    drop(second);
+    assert!(!weak.is_held() && weak.upgrade().is_none());
+    wait_until("the pin is released", || pins(&handler) == 0);
+}
