@@ -184,19 +184,17 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):
         Returns:
             `None` if there is no such region or page, or the chunk has a size that none of this model's has.
         """
-        pool = self._region(region_id)
-        if pool is None:
+        if self._region(region_id) is None:
             return None
         tokens = self._layout.tokens_in(actual_size)
-        if tokens is None or not 0 <= page_index < len(pool):
+        if tokens is None:
             logger.error(
-                "region %d has %d pages and chunks here up to %d tokens of %d bytes, not page %d with %d bytes",
+                "%d bytes in page %d of region %d are no chunk of up to %d tokens of %d bytes",
+                actual_size,
+                page_index,
                 region_id,
-                len(pool),
                 self._layout.tokens,
                 self._layout.bytes_per_token,
-                page_index,
-                actual_size,
             )
             return None
         view = self._view(region_id, page_index, actual_size)

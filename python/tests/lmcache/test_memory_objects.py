@@ -164,8 +164,9 @@ def test_what_is_no_chunk_of_this_model_is_refused(engine: Engine) -> None:
 def test_chunks_may_be_written_outside_of_the_inference_mode_that_they_were_allocated_in(engine: Engine) -> None:
     with torch.inference_mode():
         obj = engine.allocate()
+    obj.raw_tensor.fill_(1)
     obj.tensor.fill_(1)
-    assert bool((obj.tensor == 1).all())
+    assert bool((obj.get_tensor(0) == 1).all())
 
 
 # ---- pages -----------------------------------------------------------------------------------------------------------
@@ -200,6 +201,15 @@ def test_giving_up_the_last_reference_gives_the_page_back(engine: Engine) -> Non
     obj.ref_count_down()
     assert engine.free_pages() == before
     assert obj.tensor is None and not obj.is_valid()
+
+
+def test_freeing_gives_the_page_back_whoever_has_a_tensor_of_it(engine: Engine) -> None:
+    before = engine.free_pages()
+    obj = engine.allocate()
+    row = obj.tensor[0]
+    engine.adapter.free(obj)
+    assert engine.free_pages() == before
+    del row
 
 
 def test_a_page_is_freed_once(engine: Engine) -> None:
@@ -390,6 +400,17 @@ def test_the_pool_shows_the_latest_use_of_a_page(engine: Engine) -> None:
         pool[len(pool)]
 
 
+def test_the_pool_forgets_a_chunk_whose_page_has_a_shorter_one_now(engine: Engine) -> None:
+    rest = engine.adapter.batched_allocate(SHAPE, DTYPE, engine.free_pages() - 1)
+    stale = engine.put("old", fill=1)
+    assert_deletes(engine, "old")
+    new = engine.put(KEY, fill=2, tokens=3)
+    assert new.meta.address == stale.meta.address
+    region_id, page = engine.adapter.decode_address(new.meta.address)
+    assert engine.adapter._pool[region_id][page] is not stale
+    del rest
+
+
 def test_there_is_no_object_of_what_is_not_there(engine: Engine) -> None:
     (region_id,) = engine.handler.get_owned_region_ids()
     pages = engine.handler.get_region_page_count(region_id)
@@ -424,13 +445,21 @@ def test_objects_stay_valid_when_allocator_and_handler_are_closed(engine: Engine
     assert other.adapter.allocate(SHAPE, DTYPE) is None
 
 
-def test_a_closed_allocator_follows_no_new_region(connect: Connect) -> None:
-    engine = Engine(connect())
+def test_a_closed_allocator_shows_nothing_any_more(engine: Engine) -> None:
+    engine.put(KEY, fill=8)
     engine.adapter.close()
-    held = [engine.handler.alloc(CHUNK_BYTES) for _ in range(engine.free_pages() + 1)]
-    assert len(engine.handler.get_owned_region_ids()) == 2
+    assert engine.get(KEY) is None
     assert len(engine.adapter._pool) == 0
-    del held
+
+
+def test_a_closed_allocator_hears_of_no_region_and_says_so_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callbacks: list[object] = []
+    monkeypatch.setattr(engine.handler, "set_on_region_added", callbacks.append)
+    engine.adapter.close()
+    engine.adapter.close()
+    assert callbacks == [None]
 
 
 def test_threads_lose_neither_pages_nor_bytes(engine: Engine, other: Engine) -> None:
