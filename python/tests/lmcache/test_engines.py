@@ -63,7 +63,7 @@ StartEngine = Callable[[str], "subprocess.Popen[str]"]
 @pytest.fixture
 def server(start_server: Callable[..., Server]) -> Server:
     """Engines want 64 MiB each, to begin with."""
-    return start_server("--pool-size", "192MiB", "--grace", "1s")
+    return start_server("--pool-size", "256MiB", "--grace", "1s")
 
 
 @pytest.fixture
