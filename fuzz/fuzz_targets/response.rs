@@ -9,8 +9,8 @@ use maru_fuzz::{frame_of, frames};
 use maru_proto::{
     Flags, Frame, FrameStatus, GetRegionRequest, HeartbeatRecord, HelloRequest, HelloResponse, KeyDigest,
     ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord, PoolRecord,
-    ReclaimRequest, RegionRecord, RegisterRecord, RequestAllocRequest, ReturnAllocRequest, StatRecord,
-    UsageRecord, UsageRequest,
+    ReclaimRequest, RegionRecord, RegisterRecord, RequestAllocRequest, ReturnAllocRequest, SocketRecord,
+    StatRecord, UsageRecord, UsageRequest,
 };
 
 /// A request, of which only the number of records matters, and what a server makes of it.
@@ -125,6 +125,7 @@ fn shape(opcode: Opcode) -> Option<(usize, Answer)> {
         Opcode::GetStats => (0, Answer::Any(size_of::<StatRecord>())),
         Opcode::Heartbeat => (0, Answer::One(size_of::<HeartbeatRecord>())),
         Opcode::GetUsage => (size_of::<UsageRequest>(), Answer::Any(size_of::<UsageRecord>())),
+        Opcode::GetSocket => (0, Answer::Any(size_of::<SocketRecord>())),
         _ => return None,
     })
 }

@@ -97,6 +97,7 @@ pub enum Ask {
     Stats,
     Usage { after: u8 },
     Heartbeat,
+    GetSocket,
 }
 
 /// What a request may be about.
@@ -217,6 +218,7 @@ impl Ask {
                 frame(Opcode::GetUsage, Flags::NONE, id, &[request])
             }
             Ask::Heartbeat => empty(Opcode::Heartbeat, id),
+            Ask::GetSocket => empty(Opcode::GetSocket, id),
         }
     }
 }

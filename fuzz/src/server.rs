@@ -13,7 +13,7 @@ use maru_proto::{
 };
 use maru_server::Output;
 use maru_server::journal::Journal;
-use maru_server::service::{Next, ServedPool, Service, ServiceConfig, Session, Transport};
+use maru_server::service::{Next, ServedPool, ServedSocket, Service, ServiceConfig, Session, Transport};
 use maru_server::state::{InstanceNumber, Limits, Location, PoolSpec, RegionId, RegionInfo, State};
 use rustix::io::Errno;
 
@@ -418,6 +418,7 @@ fn config() -> ServiceConfig {
         auth: Some(AuthToken::new(SECRET).expect("it is short")),
         allow_shutdown: true,
         pools: POOLS.iter().map(|spec| ServedPool { spec: *spec, path: "/pool".to_owned() }).collect(),
+        socket: Some(ServedSocket { path: "/maru.sock".into(), boot_id: "a boot".to_owned() }),
     }
 }
 

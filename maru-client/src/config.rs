@@ -17,25 +17,27 @@ const PAGE_SIZE_UNIT: usize = 4096;
 pub enum Address {
     /// A Unix socket of this host.
     Unix(PathBuf),
-    /// A host and port, as `host:port`.
+    /// A host and port, as `host:port`. Where the server turns out to be on this host, the handler goes on on its Unix socket,
+    /// unless it is told to [stay](Config::stay_on_tcp).
     Tcp(String),
 }
 
 impl FromStr for Address {
     type Err = Error;
 
-    /// Reads `unix:///path`, `/path` or `tcp://host:port`.
+    /// Reads `unix:///path`, `/path`, `tcp://host:port`, or `maru://host:port`, which is the same.
     fn from_str(text: &str) -> Result<Address> {
         let path = text.strip_prefix("unix://").unwrap_or(text);
         if path.starts_with('/') {
             return Ok(Address::Unix(PathBuf::from(path)));
         }
-        match text.strip_prefix("tcp://").and_then(|address| address.rsplit_once(':').zip(Some(address))) {
+        let tcp = text.strip_prefix("tcp://").or_else(|| text.strip_prefix("maru://"));
+        match tcp.and_then(|address| address.rsplit_once(':').zip(Some(address))) {
             Some(((host, port), address)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
                 Ok(Address::Tcp(address.to_owned()))
             }
             _ => Err(Error::InvalidConfig(format!(
-                "the address {text:?} is none of unix:///path, /path and tcp://host:port"
+                "the address {text:?} is none of unix:///path, /path, tcp://host:port and maru://host:port"
             ))),
         }
     }
@@ -80,6 +82,7 @@ pub struct Config {
     pub(crate) copy_on_write: bool,
     pub(crate) timeout: Duration,
     pub(crate) auth_token: Option<Vec<u8>>,
+    pub(crate) stay_on_tcp: bool,
 }
 
 impl Default for Config {
@@ -96,6 +99,7 @@ impl Default for Config {
             copy_on_write: false,
             timeout: Duration::from_secs(5),
             auth_token: None,
+            stay_on_tcp: false,
         }
     }
 }
@@ -181,6 +185,17 @@ impl Config {
         self
     }
 
+    /// Whether a handler with a TCP address stays there although the server is on the same host. Default: false, so it moves onto
+    /// the server's Unix socket, which is faster and over which memory comes as file descriptors. True is for those who
+    /// measure or test the network.
+    ///
+    /// When the socket is gone after the server was restarted, or is another server's, the handler goes back to the TCP
+    /// address, and asks again where the socket is.
+    pub fn stay_on_tcp(mut self, yes: bool) -> Config {
+        self.stay_on_tcp = yes;
+        self
+    }
+
     /// Bytes of the region that comes after `regions` others.
     pub(crate) fn size_of_region(&self, regions: usize) -> u64 {
         if regions == 0 { self.region_size } else { self.expand_size.unwrap_or(self.region_size) }
@@ -242,6 +257,19 @@ mod tests {
         for bad in ["", "maru.sock", "tcp://", "tcp://node", "tcp://:5555", "tcp://node:port", "http://x:1"] {
             let error = bad.parse::<Address>().unwrap_err().to_string();
             assert!(error.contains("tcp://host:port"), "{error}");
+        }
+    }
+
+    #[test]
+    fn maru_urls_are_tcp_addresses() {
+        for address in ["localhost:5555", "node-7:1", "[::1]:5555"] {
+            let parsed = format!("maru://{address}").parse::<Address>().unwrap();
+            assert_eq!(parsed, Address::Tcp(address.to_owned()));
+            assert_eq!(parsed.to_string(), format!("tcp://{address}"));
+        }
+        for bad in ["maru://", "maru://node", "maru://:5555", "maru://node:65536", "maru:///run/maru.sock"] {
+            let error = bad.parse::<Address>().unwrap_err().to_string();
+            assert!(error.contains("maru://host:port"), "{error}");
         }
     }
 

@@ -29,6 +29,7 @@ mod maintenance;
 mod memory;
 mod page;
 mod pins;
+mod relocation;
 mod rpc;
 mod session;
 mod shared;

@@ -17,6 +17,7 @@ use maru_proto::{
 use crate::config::{Address, Config};
 use crate::error::{Error, ProtocolError, Result};
 use crate::page::PageLocation;
+use crate::relocation::join_on_socket;
 use crate::rpc::request::{AssertPins, GetPages, ListAllocations, ReturnAlloc};
 use crate::rpc::{Backlog, Connection, Control, Pipelined, Stream, hello};
 use crate::shared::Shared;
@@ -31,6 +32,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     pub(crate) config: Config,
+    /// Where connections are opened: the configured address, or the Unix socket that was found by it.
+    address: Address,
     pub(crate) hello: HelloRequest,
     pub(crate) max_body: u32,
 }
@@ -47,15 +50,54 @@ impl Terms {
             return Err(ProtocolError::Hello.into());
         }
         request.session = greeting.session;
-        Ok((Terms { max_body: greeting.max_body.get(), hello: request, config }, stream, greeting))
+        let address = config.address.clone();
+        let terms = Terms { max_body: greeting.max_body.get(), hello: request, address, config };
+        let timeout = terms.config.timeout;
+        let (terms, stream) = terms.relocate(stream, &greeting, timeout)?;
+        Ok((terms, stream, greeting))
     }
 
-    /// A first connection on which the session goes on.
-    fn resume(&self) -> Result<Stream> {
-        let stream = Stream::connect(&self.config.address)?;
+    /// A first connection on which the session goes on, and the terms with its address.
+    fn resume(&self) -> Result<(Terms, Stream)> {
+        let resumed = self.resume_at(&self.address);
+        match resumed {
+            // The socket may lie elsewhere by now, or be another server's, so the configured address has the last word.
+            Err(error) if self.address != self.config.address => {
+                tracing::debug!(%error, socket = %self.address, "the session can't go on there; trying TCP");
+                self.resume_at(&self.config.address)
+            }
+            resumed => resumed,
+        }
+    }
+
+    fn resume_at(&self, address: &Address) -> Result<(Terms, Stream)> {
+        let stream = Stream::connect(address)?;
         let request = HelloRequest { resume: 1, ..self.hello };
-        hello(&stream, request, self.config.timeout.min(HELLO_TIMEOUT))?;
-        Ok(stream)
+        let timeout = self.config.timeout.min(HELLO_TIMEOUT);
+        let greeting = hello(&stream, request, timeout)?;
+        Terms { address: address.clone(), ..self.clone() }.relocate(stream, &greeting, timeout)
+    }
+
+    /// Goes on on the server's Unix socket where the server was reached by TCP and is on this host. The TCP connection ends
+    /// after that, so that the session always has one.
+    fn relocate(
+        self,
+        stream: Stream,
+        greeting: &HelloResponse,
+        timeout: Duration,
+    ) -> Result<(Terms, Stream)> {
+        if self.config.stay_on_tcp || !self.is_on_tcp() {
+            return Ok((self, stream));
+        }
+        let Some((path, joined)) = join_on_socket(&stream, &self.hello, greeting, timeout)? else {
+            return Ok((self, stream));
+        };
+        tracing::info!("moved from {} onto the Unix socket {}", self.address, path.display());
+        Ok((Terms { address: Address::Unix(path), ..self }, joined))
+    }
+
+    fn is_on_tcp(&self) -> bool {
+        matches!(self.address, Address::Tcp(_))
     }
 }
 
@@ -77,7 +119,7 @@ impl Link {
     pub(crate) fn new(terms: &Terms, number: u32, stream: Stream, backlog: Arc<dyn Backlog>) -> Result<Link> {
         let (timeout, max_body) = (terms.config.timeout, terms.max_body);
         let connection = Connection::new(stream, timeout, max_body, Arc::clone(&backlog))?;
-        let control = match &terms.config.address {
+        let control = match &terms.address {
             Address::Unix(path) => Some(Control::new(path.clone(), terms.hello, timeout)),
             Address::Tcp(_) => None,
         };
@@ -114,8 +156,8 @@ impl Link {
     }
 
     fn open_pipelined(&self) -> Result<Pipelined> {
-        let Terms { config, hello: request, max_body } = &self.terms;
-        let stream = Stream::connect(&config.address)?;
+        let Terms { config, address, hello: request, max_body } = &self.terms;
+        let stream = Stream::connect(address)?;
         hello(&stream, *request, config.timeout)?;
         Pipelined::new(stream, config.timeout, *max_body, Arc::clone(&self.backlog))
     }
@@ -157,7 +199,12 @@ impl Link {
 
     /// Whether the server may be on another host.
     pub(crate) fn is_remote(&self) -> bool {
-        matches!(self.terms.config.address, Address::Tcp(_))
+        self.terms.is_on_tcp()
+    }
+
+    /// Where the connections go.
+    pub(crate) fn address(&self) -> &Address {
+        &self.terms.address
     }
 
     /// The socket that tells by its hang-up that the server is gone.
@@ -204,7 +251,7 @@ impl Shared {
         let lost = self.link();
         lost.shut();
         lock(&self.unsettled).extend(lost.take_unsettled());
-        let stream = self.terms.resume().map_err(|error| match error {
+        let (terms, stream) = lost.terms.resume().map_err(|error| match error {
             Error::Refused { operation: Opcode::Hello, status: FrameStatus::Unauthorized } => {
                 Error::SessionEnded
             }
@@ -212,7 +259,7 @@ impl Shared {
         })?;
         let assertion = self.pins.go_on();
         self.own.go_on(assertion.link);
-        let link = Link::new(&self.terms, assertion.link, stream, self.backlog(assertion.link))?;
+        let link = Link::new(&terms, assertion.link, stream, self.backlog(assertion.link))?;
         self.assert_pins(&link, &assertion.records)?;
         self.compare_pages(&link)?;
         self.publish(link);

@@ -1,55 +1,24 @@
 //! A server that breaks the protocol fails everybody who waits for it, and nobody waits for ever.
 
-use std::io::{Read, Write};
+mod common;
+
+use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use common::{found, greet, request};
 use maru_client::{Config, Error, MaruHandler};
-use maru_proto::{FrameStatus, Head, Header, HelloResponse, Step, decode, encode, encode_statuses};
 use pollster::block_on;
-use zerocopy::FromZeros;
 
 /// How long anything may take before a test gives up on it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The header of the next request.
-fn request(stream: &mut UnixStream, input: &mut Vec<u8>) -> Header {
-    loop {
-        match decode(input, 4096).unwrap() {
-            Step::Frame { frame, consumed } => {
-                let header = *frame.header();
-                input.drain(..consumed);
-                return header;
-            }
-            Step::Need(need) => {
-                let filled = input.len();
-                input.resize(filled + need, 0);
-                stream.read_exact(&mut input[filled..]).unwrap();
-            }
-        }
-    }
-}
-
 /// Accepts a connection and says HELLO.
 fn accept(listener: &UnixListener) -> UnixStream {
     let (mut stream, _) = listener.accept().unwrap();
-    let hello = request(&mut stream, &mut Vec::new());
-    let mut response = HelloResponse::new_zeroed();
-    response.instance = 1.into();
-    response.max_body = 4096.into();
-    let mut bytes = [0; 128];
-    let length = encode(&mut bytes, Head::response(&hello, FrameStatus::Ok), &[response]).unwrap();
-    stream.write_all(&bytes[..length]).unwrap();
+    greet(&mut stream, 1);
     stream
-}
-
-/// An answer to one EXISTS_KV.
-fn found(request: &Header) -> Vec<u8> {
-    let mut bytes = vec![0; 24];
-    let (statuses, _) = encode_statuses(&mut bytes, Head::response(request, FrameStatus::Ok), 1).unwrap();
-    statuses[0] = 0;
-    bytes
 }
 
 /// An answer that came whole is taken, also when what follows it in the same bytes ends the connection.

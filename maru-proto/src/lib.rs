@@ -44,7 +44,7 @@ pub use records::{
     AllocationFilter, EvictionReason, GetRegionRequest, HeartbeatRecord, ListAllocationsRequest,
     LocationRecord, POOL_PATH_MAX, PageRecord, PagesRequest, PinsRecord, PoolKind, PoolRecord,
     ReclaimRequest, RegionRecord, RegionState, RegisterRecord, RequestAllocRequest, ReturnAllocRequest,
-    StatKind, StatRecord, UsageRecord, UsageRequest,
+    SOCKET_PATH_MAX, SocketRecord, StatKind, StatRecord, UsageRecord, UsageRequest,
 };
 pub use status::{FrameStatus, RecordStatus, STATUS_PADDING, statuses};
 

@@ -83,6 +83,9 @@ opcodes! {
     ReportStats = 0xF2, "REPORT_STATS";
     /// Regions, pages, entries and pins of each instance.
     GetUsage = 0xF3, "GET_USAGE";
+    /// Where the server's Unix socket lies, for a client of the same host that connected by TCP; answered by one
+    /// `SocketRecord`, or none.
+    GetSocket = 0xF4, "GET_SOCKET";
     /// Open a connection: name the instance, agree on a version, learn limits and the digest key.
     Hello = 0xFE, "HELLO";
     /// Stop the server, where its operator allowed that.

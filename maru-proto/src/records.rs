@@ -242,10 +242,26 @@ records! {
         /// Its name.
         instance_id: crate::InstanceId,
     }
+
+    /// GET_SOCKET, answered: where the server's Unix socket lies, and on which host.
+    SocketRecord: 128 {
+        /// The digest of the boot id that the kernel of the server's host shows, as text without the end of the line: the
+        /// path leads a client to the server only where it sees the same.
+        host: KeyDigest,
+        /// Bytes of the path.
+        path_len: U16,
+        /// 0.
+        reserved: [u8; 2],
+        /// The absolute path, in the bytes of the file system.
+        path: [u8; SOCKET_PATH_MAX],
+    }
 }
 
 /// Bytes that a pool's path may have.
 pub const POOL_PATH_MAX: usize = 256;
+
+/// Bytes that the path of a Unix socket may have: as many as the kernel takes.
+pub const SOCKET_PATH_MAX: usize = 108;
 
 impl RequestAllocRequest {
     /// Any pool will do.
@@ -276,6 +292,22 @@ impl PoolRecord {
     /// The path, or `None` where the record, which came from a peer, has none.
     pub fn path(&self) -> Option<&str> {
         str::from_utf8(self.path.get(..usize::from(self.path_len.get()))?).ok()
+    }
+}
+
+impl SocketRecord {
+    /// The socket under this path of a host; `None` where the path has more than [`SOCKET_PATH_MAX`] bytes.
+    pub fn new(path: &[u8], host: KeyDigest) -> Option<SocketRecord> {
+        let mut record =
+            SocketRecord { host, path_len: U16::ZERO, reserved: [0; 2], path: [0; SOCKET_PATH_MAX] };
+        record.path.get_mut(..path.len())?.copy_from_slice(path);
+        record.path_len = u16::try_from(path.len()).ok()?.into();
+        Some(record)
+    }
+
+    /// The path, or `None` where the record, which came from a peer, has none.
+    pub fn path(&self) -> Option<&[u8]> {
+        self.path.get(..usize::from(self.path_len.get())).filter(|path| !path.is_empty())
     }
 }
 
@@ -435,6 +467,25 @@ mod tests {
             assert_eq!(StatKind::from_u16(kind as u16), Some(kind));
         }
         assert_eq!(StatKind::from_u16(0), None);
+    }
+
+    #[test]
+    fn the_path_of_a_socket_is_what_the_kernel_takes() {
+        let host = KeyDigest::from_bytes([1; 16]);
+        let longest = [b'x'; SOCKET_PATH_MAX];
+        for path in [&b"/run/maru.sock"[..], b"/not/utf-8/\xFF", &longest] {
+            assert_eq!(SocketRecord::new(path, host).unwrap().path(), Some(path));
+        }
+        assert_eq!(SocketRecord::new(&[b'x'; SOCKET_PATH_MAX + 1], host), None);
+    }
+
+    #[test]
+    fn the_path_of_a_socket_from_a_peer_is_checked() {
+        let mut record = SocketRecord::new(b"/run/maru.sock", KeyDigest::from_bytes([1; 16])).unwrap();
+        record.path_len = 109.into();
+        assert_eq!(record.path(), None);
+        record.path_len = 0.into();
+        assert_eq!(record.path(), None);
     }
 
     #[test]

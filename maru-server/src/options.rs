@@ -16,7 +16,8 @@ pub struct Options {
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
 
-    /// TCP address to listen on as well, such as 127.0.0.1:5555. Any but a loopback address needs --auth-token-file.
+    /// TCP address to listen on as well, such as 127.0.0.1:5555. Any but a loopback address needs --auth-token-file. Clients
+    /// of this host that come by it move onto the Unix socket by themselves, where they may use that.
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<SocketAddr>,
 

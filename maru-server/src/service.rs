@@ -1,5 +1,7 @@
 //! What each operation does: the one place that knows both the wire and the state.
 
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use maru_proto::{
@@ -7,8 +9,8 @@ use maru_proto::{
     FrameStatus, GetRegionRequest, Head, Header, HeartbeatRecord, HelloRequest, HelloResponse, InstanceId,
     KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord,
     PoolKind, PoolRecord, ReclaimRequest, RecordStatus, RegionRecord, RegionState, RegisterRecord,
-    RequestAllocRequest, ReturnAllocRequest, SessionToken, StatKind, StatRecord, UsageRecord, UsageRequest,
-    VERSION, VersionRange, max_response_body,
+    RequestAllocRequest, ReturnAllocRequest, SessionToken, SocketRecord, StatKind, StatRecord, UsageRecord,
+    UsageRequest, VERSION, VersionRange, max_response_body,
 };
 use rustix::io::Errno;
 use zerocopy::little_endian::U64;
@@ -45,6 +47,8 @@ pub struct ServiceConfig {
     pub allow_shutdown: bool,
     /// The pools, in the order of their ids.
     pub pools: Vec<ServedPool>,
+    /// The Unix socket, where clients can be told of one.
+    pub socket: Option<ServedSocket>,
 }
 
 /// A pool as the service describes it to clients.
@@ -54,6 +58,15 @@ pub struct ServedPool {
     pub spec: PoolSpec,
     /// Where clients on the same host find it.
     pub path: String,
+}
+
+/// The Unix socket as the service describes it to clients on TCP.
+#[derive(Clone, Debug)]
+pub struct ServedSocket {
+    /// Where it lies: an absolute path. One that the wire has no room for is told to nobody.
+    pub path: PathBuf,
+    /// The boot id of the host, as its kernel shows it, without the end of the line.
+    pub boot_id: String,
 }
 
 /// How a connection reaches the server.
@@ -490,6 +503,7 @@ impl Service {
             Opcode::GetStats => self.get_stats(frame, now, out)?,
             Opcode::Heartbeat => self.heartbeat(frame, now, out)?,
             Opcode::GetUsage => self.get_usage(frame, now, out)?,
+            Opcode::GetSocket => self.get_socket(frame, out)?,
             Opcode::Shutdown if self.config.allow_shutdown => {
                 self.one_frame(frame, 0);
                 self.answer_status(frame.header(), FrameStatus::Ok, out);
@@ -906,6 +920,18 @@ impl Service {
             });
         let count = out.push_all(ok(frame), records, self.records_that_fit::<UsageRecord>());
         self.one_frame(frame, count);
+        Ok(())
+    }
+
+    fn get_socket(&mut self, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
+        empty(frame)?;
+        let record = self.config.socket.as_ref().and_then(|socket| {
+            // Keyed, since a boot id names the host to whoever has seen it elsewhere.
+            let host = self.config.digest_key.digest(socket.boot_id.as_bytes());
+            SocketRecord::new(socket.path.as_os_str().as_bytes(), host)
+        });
+        out.push(ok(frame), record.as_slice());
+        self.one_frame(frame, record.as_slice().len());
         Ok(())
     }
 

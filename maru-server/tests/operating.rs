@@ -2,11 +2,14 @@
 
 mod common;
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
 
 use common::Peer;
-use maru_tests::{ServerProcess, binary};
+use maru_proto::{Flags, KeyDigest, Opcode, SessionToken, SocketRecord};
+use maru_tests::{ServerProcess, binary, wait_until};
+use zerocopy::FromBytes;
 
 /// Runs a server that can't start, with a folder of its own; what it said.
 fn refused(options: &[&str]) -> String {
@@ -38,7 +41,7 @@ fn sigterm_removes_the_socket_and_leaves_the_pool() {
         pool_id: maru_proto::RequestAllocRequest::ANY_POOL.into(),
         reserved: 0.into(),
     };
-    let response = peer.call(maru_proto::Opcode::RequestAlloc, maru_proto::Flags::NONE, &[request]);
+    let response = peer.call(Opcode::RequestAlloc, Flags::NONE, &[request]);
     assert_eq!(response.status, maru_proto::FrameStatus::Ok);
     let region = server.pool().join("region-1");
     assert!(region.exists() && server.socket().exists());
@@ -67,6 +70,23 @@ fn a_socket_that_nobody_listens_on_is_taken_over() {
     drop(std::os::unix::net::UnixListener::bind(folder.path().join("maru.sock")).unwrap());
     let server = ServerProcess::start_in(folder, &[]);
     Peer::greeted(&server, "a");
+}
+
+/// Clients have other working directories than the server.
+#[test]
+fn a_socket_by_a_relative_path_is_told_of_by_an_absolute_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = ServerProcess::command(folder.path(), &["--socket", "relative.sock"]);
+    let mut server = command.current_dir(folder.path()).stderr(Stdio::null()).spawn().unwrap();
+    let socket = folder.path().join("relative.sock");
+    wait_until("it serves", || UnixStream::connect(&socket).is_ok());
+    let mut peer = Peer::over(UnixStream::connect(&socket).unwrap());
+    peer.hello("a", SessionToken::NONE);
+    let told = peer.call::<KeyDigest>(Opcode::GetSocket, Flags::NONE, &[]);
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let told = SocketRecord::read_from_bytes(&told.body).unwrap();
+    assert_eq!(told.path(), Some(socket.as_os_str().as_encoded_bytes()));
 }
 
 #[test]

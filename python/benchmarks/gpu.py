@@ -2,9 +2,9 @@
 
     python/benchmarks/gpu.py [--chunk-size MIB] [--chunks N] [--rounds N]
 
-It needs torch with CUDA, and `maru-server` on the PATH. Chunks go to the GPU and back one after the other, as an engine loads and
-saves a prompt; each figure is the median over the rounds, with the least and the greatest. What arrives is compared byte by
-byte.
+It needs torch with CUDA, and `maru-server` on the PATH. Chunks go to the GPU and back one after the other, as an engine
+loads and saves a prompt; each figure is the median over the rounds, with the least and the greatest. What arrives is
+compared byte by byte.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("there is no GPU that torch can use")
     chunk_size = options.chunk_size << 20
-    print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.chunks} chunks of {options.chunk_size} MiB"
-    )
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    print(f"{options.chunks} chunks of {options.chunk_size} MiB")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         socket = Path(folder) / "maru.sock"
         command = ["maru-server", "--socket", str(socket), "--pool-dir", str(Path(folder) / "pool"), "--log", "error"]

@@ -2,9 +2,9 @@
 
     python/benchmarks/latency.py [--rounds N] [--seconds S] [--json FILE]
 
-It needs `maru-server` and `maru-bench` on the PATH, as the wheel brings them. One server serves both; Rust and Python take
-turns, and a figure is the median over the rounds of each round's median, with the least and the greatest. Python's times
-include the objects that it makes; to let go of them is not part of a call, and happens between two.
+It needs `maru-server` and `maru-bench` on the PATH, as the wheel brings them. One server serves both; Rust and Python
+take turns, and a figure is the median over the rounds of each round's median, with the least and the greatest. Python's
+times include the objects that it makes; to let go of them is not part of a call, and happens between two.
 """
 
 from __future__ import annotations

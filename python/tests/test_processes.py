@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+
+import pytest
 
 from maru import MaruHandler
 from support import CHUNK, Server, pins, wait_until
@@ -99,3 +102,21 @@ def test_what_the_client_has_to_say_is_logged(server: Server) -> None:
     assert done.returncode == 0, done.stderr
     assert "lost the connection" in done.stderr
     assert f"connected to {server.url}" in done.stderr
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "maru"])
+def test_an_address_of_the_original_leads_to_the_unix_socket(start_server: Callable[..., Server], scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = start_server("--listen", f"127.0.0.1:{port}")
+    code = f"""
+        maru.close()
+        maru = MaruHandler(MaruConfig(server_url="{scheme}://localhost:{port}", pool_size=1 << 20))
+        assert maru.connect() and maru.store("key", data=b"chunk")
+        assert bytes(maru.retrieve("key").view) == b"chunk"
+        time.sleep(0.1)
+        maru.close()
+    """
+    done = run(server, code)
+    assert done.returncode == 0, done.stderr
+    assert "moved from tcp://" in done.stderr and str(server.socket) in done.stderr

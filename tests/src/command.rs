@@ -21,6 +21,8 @@ pub struct ClientConfig {
     pub auto_expand: bool,
     /// Whether the first region is asked for at connect.
     pub eager: bool,
+    /// Whether a TCP address is stayed at.
+    pub stay_on_tcp: bool,
 }
 
 impl ClientConfig {
@@ -34,6 +36,7 @@ impl ClientConfig {
             expand_size: None,
             auto_expand: true,
             eager: false,
+            stay_on_tcp: false,
         }
     }
 }
@@ -71,6 +74,8 @@ pub enum Command {
     MakeForeignWritable(String),
     /// Write into the memory of a chunk that somebody else stored: must not come back.
     ScribbleOn(String),
+    /// Where the server is reached.
+    ServerAddress,
     /// The server's figures.
     Stats,
     /// Pages that the handler could hand out without asking.

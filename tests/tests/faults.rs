@@ -12,7 +12,8 @@ use pollster::block_on;
 
 fn through(proxy: &Proxy) -> MaruHandler {
     let address = format!("tcp://{}", proxy.address()).parse().unwrap();
-    let config = Config::new().address(address).page_size(PAGE).region_size(1 << 20);
+    // The network is what fails here.
+    let config = Config::new().address(address).stay_on_tcp(true).page_size(PAGE).region_size(1 << 20);
     MaruHandler::connect(config).unwrap()
 }
 

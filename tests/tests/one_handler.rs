@@ -289,12 +289,14 @@ fn regions_of_others_can_be_mapped_copy_on_write_and_then_a_write_stays_here() {
     let memory = reader.region_memory(chunk.region_id()).unwrap();
     assert!(memory.is_writable() && !memory.is_own());
     assert_eq!(memory.len(), memory.pages() as usize * memory.page_size());
+    let last = memory.as_ptr().wrapping_add(memory.len() - 1);
     // SAFETY: the byte is inside the mapping, and nobody reads it through a reference.
-    unsafe { memory.as_ptr().add(memory.len() - 1).write_volatile(7) };
+    unsafe { last.write_volatile(7) };
     let own = owner.map_region(chunk.region_id()).unwrap().unwrap();
     assert!(own.is_own());
+    let last = own.as_ptr().wrapping_add(own.len() - 1);
     // SAFETY: the byte is inside the mapping.
-    assert_eq!(unsafe { own.as_ptr().add(own.len() - 1).read_volatile() }, 0);
+    assert_eq!(unsafe { last.read_volatile() }, 0);
     assert!(is_intact("chunk", &chunk));
 
     let other = connect(&server);

@@ -357,8 +357,11 @@ fn a_prefix_longer_than_a_frame_goes_on_only_while_everything_hits() {
 fn tcp_clients_on_the_same_host_find_the_memory_by_path() {
     let server = ServerProcess::start(&["--listen", "127.0.0.1:0"]);
     let address = format!("tcp://{}", server.tcp_address());
-    let tcp =
-        |name: &str| ClientConfig { address: address.clone(), ..ClientConfig::new(&server.socket(), name) };
+    let tcp = |name: &str| ClientConfig {
+        address: address.clone(),
+        stay_on_tcp: true,
+        ..ClientConfig::new(&server.socket(), name)
+    };
     let mut writer = ClientProcess::connect_with(tcp("writer"));
     let mut reader = ClientProcess::connect_with(tcp("reader"));
     assert_eq!(writer.each(Command::Store(keys("chunk", 5), 4096)), all("stored", 5));

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use maru_proto::{AllocationFilter, KeyDigest, PoolRecord, RegionRecord, UsageRecord, UsageRequest};
 
-use crate::config::Config;
+use crate::config::{Address, Config};
 use crate::error::{Error, Result};
 use crate::key::AsKey;
 use crate::maintenance;
@@ -70,6 +70,12 @@ impl MaruHandler {
     /// The instance's number, by which the server names it as an owner.
     pub fn instance_number(&self) -> u32 {
         self.shared.instance
+    }
+
+    /// Where the server is reached at the moment: at the configured address, or at the Unix socket that the handler has moved
+    /// onto from TCP. It changes only when the session goes on after a lost connection.
+    pub fn server_address(&self) -> Address {
+        self.shared.link().address().clone()
     }
 
     /// Bytes of a page.

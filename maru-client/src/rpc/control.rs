@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use maru_proto::{ConnectionKind, Flags, HelloRequest, HelloResponse, Opcode, RegionRecord, Step, decode};
+use maru_proto::{ConnectionKind, Flags, HelloRequest, HelloResponse, RegionRecord, Step, decode};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
@@ -116,10 +116,19 @@ impl Control {
 
 /// Says HELLO on a fresh connection, before it is anybody else's.
 pub(crate) fn hello(stream: &Stream, hello: HelloRequest, timeout: Duration) -> Result<HelloResponse> {
+    exchange_first(stream, &Hello(hello), timeout)
+}
+
+/// One request and its answer on a connection that is nobody else's yet.
+pub(crate) fn exchange_first<R: Request>(
+    stream: &Stream,
+    request: &R,
+    timeout: Duration,
+) -> Result<R::Response> {
     stream.set_timeouts(timeout, timeout)?;
-    let lost = |source| Error::Io { what: "say HELLO to the server", source };
+    let lost = |source| Error::Io { what: "speak with the server", source };
     exchange(
-        &Hello(hello),
+        request,
         |bytes| stream.write_all(bytes).map_err(lost),
         |buffer| match stream.read(buffer) {
             Ok(0) => Err(Error::ConnectionLost),
@@ -127,7 +136,7 @@ pub(crate) fn hello(stream: &Stream, hello: HelloRequest, timeout: Duration) -> 
             Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted => Ok(0),
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                    Err(Error::Timeout { operation: Opcode::Hello, timeout })
+                    Err(Error::Timeout { operation: request.opcode(), timeout })
                 }
                 _ => Err(lost(error)),
             },

@@ -4,8 +4,9 @@ use maru_proto::{Frame, KeyDigest, Opcode, RegisterRecord};
 
 use super::Backlog;
 use super::request::{
-    AssertPins, GetPages, GetRegion, GetStats, GetUsage, Heartbeat, Hello, ListAllocations, ListPools,
-    Lookup, LookupKind, OnEach, Reclaim, Register, Request, RequestAlloc, ReturnAlloc, Verb, decode_answer,
+    AssertPins, GetPages, GetRegion, GetSocket, GetStats, GetUsage, Heartbeat, Hello, ListAllocations,
+    ListPools, Lookup, LookupKind, OnEach, Reclaim, Register, Request, RequestAlloc, ReturnAlloc, Verb,
+    decode_answer,
 };
 use crate::error::Result;
 use crate::page::PageLocation;
@@ -25,6 +26,7 @@ pub fn records_taken(request: &Frame<'_>, answer: &Frame<'_>) -> Option<Result<u
         Opcode::ListPools => taken(&ListPools([]), answer, Vec::len),
         Opcode::GetStats => taken(&GetStats([]), answer, Vec::len),
         Opcode::GetUsage => taken(&GetUsage(*request.record().ok()?), answer, Vec::len),
+        Opcode::GetSocket => taken(&GetSocket([]), answer, Vec::len),
         Opcode::Heartbeat => taken(&Heartbeat([]), answer, |_| 1),
         Opcode::ReclaimPages => {
             taken(&Reclaim { request: *request.record().ok()?, evict: false }, answer, Vec::len)

@@ -19,7 +19,7 @@ use crate::page::PageLocation;
 use crate::pins::PinKind;
 
 pub(crate) use blocking::Connection;
-pub(crate) use control::{Control, hello};
+pub(crate) use control::{Control, exchange_first, hello};
 pub(crate) use pipelined::Pipelined;
 pub(crate) use request::Request;
 pub(crate) use stream::Stream;

@@ -5,7 +5,7 @@ use maru_proto::{
     AllocationFilter, Flags, Frame, FrameStatus, GetRegionRequest, HeartbeatRecord, HelloRequest,
     HelloResponse, KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PagesRequest,
     PinsRecord, PoolRecord, ReclaimRequest, RecordStatus, RegionRecord, RegisterRecord, RequestAllocRequest,
-    ReturnAllocRequest, StatRecord, UsageRecord, UsageRequest, VersionRange, statuses,
+    ReturnAllocRequest, SocketRecord, StatRecord, UsageRecord, UsageRequest, VersionRange, statuses,
 };
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -161,6 +161,8 @@ plain_requests! {
     GetStats([u8; 0]): GetStats -> Vec<StatRecord> = many;
     /// The next instances of a list.
     GetUsage(UsageRequest): GetUsage -> Vec<UsageRecord> = many;
+    /// Where the server's Unix socket lies.
+    GetSocket([u8; 0]): GetSocket -> Vec<SocketRecord> = many;
     /// Say that the instance lives.
     Heartbeat([u8; 0]): Heartbeat -> HeartbeatRecord = one;
 }

@@ -1,7 +1,7 @@
 //! A connected socket, Unix or TCP, that threads share.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -11,6 +11,10 @@ use crate::error::{Error, Result};
 
 /// How long what was sent over TCP may stay unacknowledged before the connection counts as lost.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+
+/// How long an address may take to answer at all. A session that looks for its server by TCP, because its Unix socket is gone
+/// for a moment, looks at the socket again only after that.
+const UNANSWERED: Duration = Duration::from_secs(3);
 
 /// Either kind of socket.
 #[derive(Debug)]
@@ -27,7 +31,7 @@ impl Stream {
     pub(crate) fn connect(address: &Address) -> Result<Stream> {
         let connected = match address {
             Address::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
-            Address::Tcp(host) => TcpStream::connect(host).and_then(|stream| {
+            Address::Tcp(host) => connect_tcp(host).and_then(|stream| {
                 stream.set_nodelay(true)?;
                 let patience = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
                 rustix::net::sockopt::set_tcp_user_timeout(&stream, patience)?;
@@ -102,5 +106,40 @@ impl Stream {
             Stream::Unix(stream) => (&*stream).write_all(bytes),
             Stream::Tcp(stream) => (&*stream).write_all(bytes),
         }
+    }
+}
+
+/// Connects to the first address of `host:port` that takes the connection.
+fn connect_tcp(host: &str) -> io::Result<TcpStream> {
+    let mut refused = io::Error::new(io::ErrorKind::InvalidInput, "the host has no address");
+    for address in host.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, UNANSWERED) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
+
+    use super::*;
+
+    #[test]
+    fn an_address_that_does_not_answer_is_given_up() {
+        let listener = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&listener, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        listen(&listener, 0).unwrap();
+        let address = std::net::SocketAddr::try_from(getsockname(&listener).unwrap()).unwrap();
+        // The kernel takes one that nobody accepts, and then leaves who comes without an answer.
+        let _taken = TcpStream::connect(address).unwrap();
+        let began = Instant::now();
+        let error = Stream::connect(&Address::Tcp(address.to_string())).unwrap_err();
+        assert!(matches!(&error, Error::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut));
+        assert!(began.elapsed() < 2 * UNANSWERED, "{error}");
     }
 }

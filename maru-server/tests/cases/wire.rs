@@ -5,7 +5,7 @@ use std::io::Write;
 use crate::common::Peer;
 use maru_proto::{
     Flags, FrameStatus, HeartbeatRecord, KeyDigest, LocationRecord, Opcode, RecordStatus, RegionRecord,
-    RegisterRecord, RequestAllocRequest, SessionToken, StatKind, VersionRange, statuses,
+    RegisterRecord, RequestAllocRequest, SessionToken, SocketRecord, StatKind, VersionRange, statuses,
 };
 use maru_tests::{PATIENCE, ServerProcess};
 use zerocopy::FromBytes;
@@ -417,4 +417,26 @@ fn tcp_needs_the_token_where_there_is_one() {
     assert_eq!(hello(b""), FrameStatus::Unauthorized);
     assert_eq!(hello(b"correct horse batterx"), FrameStatus::Unauthorized);
     assert_eq!(hello(b"correct horse battery"), FrameStatus::Ok);
+}
+
+#[test]
+fn a_client_on_tcp_is_told_where_the_socket_lies_and_on_which_host() {
+    let server = start(&["--listen", "127.0.0.1:0"]);
+    let mut peer = Peer::tcp(&server.tcp_address());
+    let greeting = peer.hello("a", SessionToken::NONE);
+    let told = peer.call(Opcode::GetSocket, Flags::NONE, NOTHING);
+    let socket = SocketRecord::read_from_bytes(&told.body).unwrap();
+    assert_eq!(socket.path(), Some(server.socket().as_os_str().as_encoded_bytes()));
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert_eq!(socket.host, greeting.digest_key.digest(boot_id.trim_end().as_bytes()));
+    // Whoever is on the socket may ask as well.
+    let (mut on_socket, _) = Peer::greeted(&server, "b");
+    assert_eq!(on_socket.call(Opcode::GetSocket, Flags::NONE, NOTHING).body, told.body);
+}
+
+#[test]
+fn nobody_is_told_where_the_socket_lies_before_hello() {
+    let server = start(&["--listen", "127.0.0.1:0"]);
+    let told = Peer::tcp(&server.tcp_address()).call(Opcode::GetSocket, Flags::NONE, NOTHING);
+    assert_eq!((told.status, told.body.len()), (FrameStatus::HelloRequired, 0));
 }

@@ -75,6 +75,7 @@ impl Server {
             auth: None,
             allow_shutdown: false,
             pools: pools.iter().map(|spec| ServedPool { spec: *spec, path: "/pool".to_owned() }).collect(),
+            socket: None,
         });
         Server {
             service,

@@ -95,6 +95,7 @@ impl Client {
                 unsafe { byte.write_volatile(0xAA) };
                 Reply::Failed("the write came back".to_owned())
             }
+            Command::ServerAddress => Reply::Each(vec![handler.server_address().to_string()]),
             Command::Stats => {
                 let stats = handler.stats()?;
                 Reply::Stats(Stat {
@@ -139,7 +140,8 @@ fn connect(config: &ClientConfig) -> Result<MaruHandler, Error> {
         .page_size(config.page_size)
         .region_size(config.region_size)
         .auto_expand(config.auto_expand)
-        .eager(config.eager);
+        .eager(config.eager)
+        .stay_on_tcp(config.stay_on_tcp);
     if !config.address.is_empty() {
         handler = handler.address(config.address.parse()?);
     }
