@@ -89,10 +89,10 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):
         Raises:
             ValueError: The shapes are not those of a chunk with fewer tokens.
         """
-        shapes, dtypes = self._adapt_shapes_and_dtypes(shapes, dtypes)
-        if not any(shape.numel() for shape in shapes):
+        group_shapes, group_dtypes = self._adapt_shapes_and_dtypes(shapes, dtypes)
+        if not any(shape.numel() for shape in group_shapes):
             return None
-        tokens = self._layout.tokens_of(shapes, dtypes)
+        tokens = self._layout.tokens_of(group_shapes, group_dtypes)
         try:
             handle = self._handler.alloc(size=tokens * self._layout.bytes_per_token)
         except (ValueError, RuntimeError) as error:

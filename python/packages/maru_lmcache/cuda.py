@@ -27,7 +27,7 @@ class HostRegistrations:
     """
 
     def __init__(self, cuda: Any = torch.cuda) -> None:
-        self._cuda = cuda if cuda.is_available() else None
+        self._cuda: Any = cuda if cuda.is_available() else None
         self._lock = threading.Lock()
         # What is registered; nothing of a region that CUDA refused.
         self._regions: dict[int, torch.Tensor | None] = {}

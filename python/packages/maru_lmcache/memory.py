@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 from weakref import WeakValueDictionary
 
 import torch
@@ -63,7 +63,8 @@ class PageObj(TensorMemoryObj):
         """The chunk in its shape; where it has several groups, which no single shape fits, all of its bytes."""
         if len(self.meta.shapes) > 1 and self.is_valid():
             return self.raw_data[: self.get_size()]
-        return super().tensor
+        tensor: torch.Tensor | None = super().tensor
+        return tensor
 
     def take_handle(self) -> AllocHandle | None:
         """The right to store or free the page. Whoever comes first has it, and nobody a second time."""
@@ -97,9 +98,17 @@ class RegionPool(Sequence[PageObj]):
     def __len__(self) -> int:
         return self._pages
 
-    def __getitem__(self, page: int) -> PageObj:
-        if not 0 <= page < self._pages:
-            raise IndexError(f"page {page} of a region of {self._pages}")
+    @overload
+    def __getitem__(self, index: int) -> PageObj: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[PageObj]: ...
+
+    def __getitem__(self, index: int | slice) -> PageObj | list[PageObj]:
+        pages = range(self._pages)[index]
+        return self._of(pages) if isinstance(pages, int) else [self._of(page) for page in pages]
+
+    def _of(self, page: int) -> PageObj:
         obj = self._latest.get(page)
         if obj is None:
             obj = self._latest[page] = self._make(page)

@@ -57,6 +57,9 @@ with engine("reader", sys.argv[1]) as lmcache:
         print(found, flush=True)
 """
 
+# Each process imports torch, which takes seconds where others are at work.
+pytestmark = pytest.mark.timeout(300)
+
 StartEngine = Callable[[str], "subprocess.Popen[str]"]
 
 
@@ -106,7 +109,7 @@ def ask(engine: subprocess.Popen[str], line: object = "") -> int:
     ],
 )
 def test_examples_say_what_they_promise(example: str, expected: Sequence[str]) -> None:
-    done = subprocess.run([sys.executable, EXAMPLES / example], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, EXAMPLES / example], capture_output=True, text=True, timeout=250)
     assert done.stdout.splitlines() == expected, done.stderr
     assert done.returncode == 0
     assert "not writable" not in done.stderr, "torch warns of read-only memory"

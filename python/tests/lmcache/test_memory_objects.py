@@ -389,7 +389,7 @@ def test_the_pool_shows_the_latest_use_of_a_page(engine: Engine) -> None:
     region_id, page = engine.adapter.decode_address(engine.put(KEY, fill=1).meta.address)
     pool = engine.adapter._pool[region_id]
     found = engine.get(KEY)
-    assert pool[page] is found
+    assert pool[page] is pool[page - len(pool)] is found and pool[page : page + 1] == [found]
     lost = weakref.ref(found)
     del found
     assert lost() is None and pool[page] is not None
