@@ -73,11 +73,13 @@ class Connection:
         asked = self.tell(opcode, body, flags)
         received, descriptors = self._receive(16, b"")
         magic, version, echoed, response, status, request_id, length = struct.unpack("<2s2B2H2I", received)
-        if (magic, version, echoed, response, request_id) != (b"MR", 1, opcode, RESPONSE, asked):
-            raise RuntimeError("this is not the answer to what was asked")
+        if (magic, version, response) != (b"MR", 1, RESPONSE):
+            raise RuntimeError("this is no response")
         answer, more = self._receive(length, b"")
         if status != 0:
             raise RuntimeError(f"refused with status {status}")
+        if (echoed, request_id) != (opcode, asked):
+            raise RuntimeError("this is not the answer to what was asked")
         return answer, descriptors + more
 
     def _receive(self, length: int, received: bytes) -> tuple[bytes, list[int]]:

@@ -200,7 +200,8 @@ fn reactor(options: &Options, service: &mut Service) -> Result<Option<Reactor>, 
             Ok(Some(reactor))
         }
         Err(error) if options.driver == Driver::Auto => {
-            warn!(%error, "the kernel can't run the fast driver (Linux 6.1 or later can); using the plain one");
+            let reason = ring::explain(&error);
+            warn!(reason, "the fast driver can't run (Linux 6.1 or later can run it); using the plain one");
             Ok(None)
         }
         Err(error) => Err(ServerError::Ring(ring::explain(&error))),
