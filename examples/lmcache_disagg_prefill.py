@@ -12,16 +12,17 @@ from __future__ import annotations
 import sys
 
 import torch
+
 from lmcache_engine import (
     empty_kv_cache,
     engine,
     expect,
     kv_cache_of,
     prompt,
-    running_server,
     start_engine,
     wait_until_stored,
 )
+from server import running_server
 
 PROMPTS = [prompt(tokens, seed=tokens) for tokens in (256, 700, 1000)]
 

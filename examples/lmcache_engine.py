@@ -1,12 +1,10 @@
-"""What the LMCache examples share: a server of their own, and engines that keep their KV cache in plain CPU memory."""
+"""What the LMCache examples share: engines that keep their KV cache in plain CPU memory."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,27 +19,6 @@ from lmcache.v1.metadata import LMCacheMetadata
 
 LAYERS, HEADS, HEAD_SIZE = 4, 8, 32
 HIDDEN = HEADS * HEAD_SIZE
-
-
-@contextmanager
-def running_server(pool_size: str = "256MiB") -> Iterator[str]:
-    """A `maru-server` with a socket and a pool that go away with it; its URL."""
-    program = shutil.which("maru-server")
-    if program is None:
-        sys.exit("maru-server is not on the PATH: pip install maru-kv")
-    with tempfile.TemporaryDirectory(prefix="maru-", dir="/dev/shm") as folder:
-        socket = Path(folder, "maru.sock")
-        options = ["--socket", socket, "--pool-dir", f"{folder}/pool", "--pool-size", pool_size, "--log", "error"]
-        server = subprocess.Popen([program, *options])
-        try:
-            while not socket.exists():
-                if server.poll() is not None:
-                    sys.exit("maru-server did not start")
-                time.sleep(0.01)
-            yield f"unix://{socket}"
-        finally:
-            server.terminate()
-            server.wait()
 
 
 def start_engine(role: str, url: str, *arguments: str) -> subprocess.Popen[str]:
