@@ -71,9 +71,13 @@ impl Held {
         lock(&self.chunks).get(&location)?.upgrade()
     }
 
-    /// Takes the page at a location out of the objects that show it, to be stored or freed.
-    pub(crate) fn take(&self, location: PageLocation) -> Option<PageMut> {
-        let page = lock(&self.pages).remove(&location)?.upgrade()?;
+    /// Takes the page at a location out of the objects that show it, to be stored or freed; if one of them is named, only
+    /// the page that it shows, which may have gone back and have another holder by now.
+    pub(crate) fn take(&self, location: PageLocation, shown: Option<&Arc<Page>>) -> Option<PageMut> {
+        let page = self.page_at(location)?;
+        if shown.is_some_and(|shown| !Arc::ptr_eq(shown, &page)) {
+            return None;
+        }
         lock(&page.page).take()
     }
 }

@@ -246,8 +246,11 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):
         region = self._handler.get_buffer_view(region_id, 0, page_count * self._page_size)
         if region is None:
             logger.error("region %d has gaps between its chunks and is not registered with CUDA", region_id)
-        else:
-            self._registrations.add(region_id, region)
+            return
+        if region_id not in self._handler.get_owned_region_ids():
+            # A private mapping can be written, but CUDA would copy all of it to do so.
+            region = region.toreadonly()
+        self._registrations.add(region_id, region)
 
     def _hand_out(
         self,
