@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Usage(ReportArgs),
     Keys(KeysArgs),
     Pins(PinsArgs),
+    Top(TopArgs),
+    Doctor(DoctorArgs),
     /// Print a hint how to measure this machine: that is what `maru-bench` is for.
     Bench,
     Completions(CompletionsArgs),
@@ -124,6 +126,34 @@ pub(crate) struct PinsArgs {
     /// How it is shown.
     #[command(flatten)]
     pub(crate) format: FormatArgs,
+}
+
+/// Watch a server in a terminal: rates, operations, instances and pools.
+///
+/// 1, 2, 3 and Tab switch between views, p stops the screen and lets it go on, o orders the instances, q ends it.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct TopArgs {
+    /// How often the server is looked at.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
+    pub(crate) interval: Duration,
+}
+
+/// Check what a server needs of this host, and whether it answers; each fault with what to do about it.
+///
+/// Ends with 1 where something is wrong. What merely could be better is said, and changes nothing.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// The pool's folder [default: that of the server that answers, else /dev/shm/maru-UID].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pool_dir: Option<PathBuf>,
+
+    /// Look at the host alone, as before a server is first started.
+    #[arg(long)]
+    pub(crate) host: bool,
+
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Print the completions of a shell, for its folder of completions.

@@ -61,6 +61,9 @@ pub(crate) enum CliError {
         "standard input is no terminal, so nobody can be asked; add --yes to release without being asked"
     )]
     NobodyToAsk,
+    /// There is nothing to draw on.
+    #[error("maru top needs a terminal; `maru status --watch` does without")]
+    NoTerminal,
     /// The answer can't be shown.
     #[error("can't write the answer: {0}")]
     Output(#[source] io::Error),

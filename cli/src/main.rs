@@ -1,6 +1,7 @@
 //! `maru`: what an operator of a maru-server sees and does, one subcommand a question.
 
 mod cli;
+mod doctor;
 mod error;
 mod keys;
 mod pins;
@@ -8,6 +9,7 @@ mod pools;
 mod report;
 mod server;
 mod status;
+mod top;
 mod usage;
 mod watch;
 
@@ -28,6 +30,8 @@ fn main() -> ExitCode {
         Command::Usage(args) => watch::report(server, *args, usage::look),
         Command::Keys(args) => keys::run(server, args),
         Command::Pins(args) => pins::run(server, args),
+        Command::Top(args) => top::run(server, args),
+        Command::Doctor(args) => doctor::run(server, args),
         Command::Bench => Ok(hint_at_bench()),
         Command::Completions(args) => {
             clap_complete::generate(args.shell, &mut Cli::command(), "maru", &mut io::stdout());

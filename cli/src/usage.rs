@@ -1,7 +1,6 @@
 //! `maru usage`: what each instance has of the memory, and what it keeps from being evicted.
 
 use maru_client::{MaruHandler, RegionRecord, UsageRecord};
-use maru_proto::RegionState;
 
 use crate::error::CliError;
 use crate::report::{Report, Row, Value};
@@ -12,10 +11,11 @@ use crate::server::{instances, name};
 /// # Errors
 /// Those of any request.
 pub(crate) fn look(maru: &MaruHandler) -> Result<Report, CliError> {
+    // In this order: the regions of an owner that ends in between are orphans by then, and counted once.
+    let regions = maru.regions()?;
     let (instances, _) = instances(maru)?;
-    let orphans = maru.regions()?;
-    let orphans = orphans.iter().filter(|region| region.state.get() == RegionState::Orphan as u32);
-    let orphans = orphans.collect::<Vec<_>>();
+    let is_orphan = |region: &&RegionRecord| instances.iter().all(|usage| usage.instance != region.owner);
+    let orphans = regions.iter().filter(is_orphan).collect::<Vec<_>>();
     let mut rows = instances.iter().map(row).collect::<Vec<_>>();
     if !orphans.is_empty() {
         rows.push(orphans_row(&orphans));

@@ -29,12 +29,12 @@ fn status_sums_up_the_server() {
     assert_eq!((said.code, said.stderr.as_str()), (0, ""));
     assert_eq!(said.line("release"), env!("CARGO_PKG_VERSION"));
     assert_eq!((said.line("epoch"), said.line("instances"), said.line("max instances")), ("1", "1", "12"));
-    assert_eq!((said.line("entries"), said.line("entry"), said.line("pins")), ("3", "2.9 KiB", "3"));
+    assert_eq!((said.line("entries"), said.line("stored"), said.line("pins")), ("3", "2.9 KiB", "3"));
     assert_eq!((said.line("hit ratio"), said.line("pool")), ("75.0 %", "16.0 MiB"));
 
     let json = maru(&server, &["status", "--json"]).json();
     for (name, value) in
-        [("entries", 3), ("entry_bytes", 3000), ("pins", 3), ("hits", 3), ("misses", 1), ("orphans", 0)]
+        [("entries", 3), ("stored_bytes", 3000), ("pins", 3), ("hits", 3), ("misses", 1), ("orphans", 0)]
     {
         assert_eq!(json[name], value, "{name}");
     }

@@ -2,6 +2,7 @@
 
 mod counters;
 mod error;
+pub mod examination;
 pub mod journal;
 mod net;
 mod options;
