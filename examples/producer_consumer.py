@@ -1,5 +1,4 @@
-"""Two processes: a producer stores a sequence of chunks, a consumer acquires the prefix of it that is there and reads it in
-the producer's memory.
+"""Two processes: a producer stores chunks; a consumer pins the prefix of them that is there, and reads it in place.
 
 pip install maru-kv
 python examples/producer_consumer.py

@@ -39,10 +39,13 @@ mod sync;
 pub use config::{Address, Config, default_socket_path};
 pub use error::{Error, MAX_KEY_LEN, PageState, ProtocolError, Result};
 pub use guard::{ChunkRef, Prefix, PrefixIter, WeakChunkRef};
-pub use handler::{Deleted, MaruHandler, Pending, Pinned, RegionAdded, Stored, StoredEach, Unpinned};
+pub use handler::{
+    Deleted, MaruHandler, Pending, PinQuery, Pinned, RegionAdded, Released, Stored, StoredEach, Unpinned,
+};
 pub use key::AsKey;
 pub use maru_proto::{
-    KeyDigest, Opcode, PoolRecord, RecordStatus, RegionRecord, StatKind, UsageRecord, VersionRange,
+    EntryRecord, HeldPinsRecord, KeyDigest, Opcode, PoolRecord, RecordStatus, RegionRecord, ServerRecord,
+    StatKind, UsageRecord, VersionRange,
 };
 pub use memory::{RegionMemory, copy_nontemporal};
 pub use page::{PageLocation, PageMut};
@@ -54,3 +57,8 @@ pub use stats::{ClientStats, Latencies, ServerLatencies, ServerStats};
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// And so do those of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/rust.md")]
+struct Guide;

@@ -1,7 +1,9 @@
 //! The metadata server of maru, as a library: [`run`] is the whole server, [`service::Service`] the part without I/O.
 
+mod configuration;
 mod counters;
 mod error;
+pub mod examination;
 pub mod journal;
 mod latency;
 mod metrics;
@@ -13,6 +15,7 @@ mod random;
 pub mod service;
 pub mod state;
 
+pub use configuration::{Configuration, ConfigurationError};
 pub use error::ServerError;
 pub use net::run;
 pub use options::{LogFormat, Options};

@@ -78,8 +78,8 @@ impl<'py> IntoPyObject<'py> for Chunks {
     type Error = PyErr;
 
     /// A list of `MemoryInfo` or `None`; the view of each keeps the pin.
-    fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        self.held.add_chunks(self.found.iter().flatten().map(|(chunk, _)| chunk));
+    fn into_pyobject(mut self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.held.add_chunks(self.found.iter_mut().flatten().map(|(chunk, _)| chunk));
         let mut list = Vec::with_capacity(self.found.len());
         for found in self.found {
             let Some((guard, memory)) = found else {

@@ -12,9 +12,12 @@ use pyo3_async_runtimes::tokio::future_into_py;
 
 use crate::answers::{Chunks, deleted, pinned, stored, unpinned, value};
 use crate::error::exception;
-use crate::held::Held;
+use crate::held::{Held, Page};
 use crate::keys::{digest, digests};
 use crate::memory::{Holder, Memory};
+
+/// What an `AllocHandle` says: region, index and length, and the memory that it shows if it shows any.
+type Handle<'py> = (u32, u32, usize, Option<Bound<'py, PyAny>>);
 
 /// A page in Python: a view of its first bytes, its region, its index.
 type PageView<'py> = (Bound<'py, PyMemoryView>, u32, u32);
@@ -128,27 +131,29 @@ impl Client {
     }
 
     /// Gives a page back that was neither stored nor freed.
-    fn free(&self, py: Python<'_>, region_id: u32, page_index: u32) -> PyResult<()> {
+    fn free(
+        &self,
+        py: Python<'_>,
+        region_id: u32,
+        page_index: u32,
+        shown: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
         if !self.handler.owned_regions().contains(&region_id) {
             return Err(PyKeyError::new_err(format!("region {region_id} is not a region of this handler")));
         }
-        let page = self.take(region_id, page_index)?;
+        let page = self.take(region_id, page_index, shown)?;
         py.detach(|| self.handler.free(page));
         Ok(())
     }
 
     /// Whether a page was allocated and neither stored nor freed.
-    fn holds_page(&self, region_id: u32, page_index: u32) -> bool {
-        self.held.page_at(PageLocation { region_id, page_index }).is_some()
+    fn holds_page(&self, region_id: u32, page_index: u32, shown: Option<&Bound<'_, PyAny>>) -> bool {
+        let page = self.held.page_at(PageLocation { region_id, page_index });
+        page.is_some_and(|page| page_of(shown).is_none_or(|shown| Arc::ptr_eq(shown, &page)))
     }
 
     /// Makes pages visible under keys; whether each key has a chunk now. A page that is not held counts as a failure.
-    fn store(
-        &self,
-        py: Python<'_>,
-        keys: &Bound<'_, PyAny>,
-        pages: Vec<(u32, u32, usize)>,
-    ) -> PyResult<Vec<bool>> {
+    fn store(&self, py: Python<'_>, keys: &Bound<'_, PyAny>, pages: Vec<Handle<'_>>) -> PyResult<Vec<bool>> {
         let prepared = self.prepare_store(keys, pages)?;
         let outcomes = py.detach(|| self.handler.batch_store(&prepared.keys, prepared.pages));
         Ok(prepared.order.outcomes(stored(value(outcomes)?)))
@@ -159,7 +164,7 @@ impl Client {
         &self,
         py: Python<'py>,
         keys: &Bound<'_, PyAny>,
-        pages: Vec<(u32, u32, usize)>,
+        pages: Vec<Handle<'_>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let prepared = self.prepare_store(keys, pages)?;
         let outcomes = self.handler.batch_store_async(&prepared.keys, prepared.pages);
@@ -441,8 +446,8 @@ impl Client {
         Ok((view, location.region_id, location.page_index))
     }
 
-    fn take(&self, region_id: u32, page_index: u32) -> PyResult<PageMut> {
-        self.held.take(PageLocation { region_id, page_index }).ok_or_else(|| {
+    fn take(&self, region_id: u32, page_index: u32, shown: Option<&Bound<'_, PyAny>>) -> PyResult<PageMut> {
+        self.held.take(PageLocation { region_id, page_index }, page_of(shown)).ok_or_else(|| {
             let text = format!(
                 "page {page_index} of region {region_id} is not held: it was stored or freed, or its last view is gone"
             );
@@ -450,15 +455,15 @@ impl Client {
         })
     }
 
-    fn prepare_store(&self, keys: &Bound<'_, PyAny>, pages: Vec<(u32, u32, usize)>) -> PyResult<Prepared> {
+    fn prepare_store(&self, keys: &Bound<'_, PyAny>, pages: Vec<Handle<'_>>) -> PyResult<Prepared> {
         let digests = digests(&self.handler, keys)?;
         if digests.len() != pages.len() {
             let (keys, pages) = (digests.len(), pages.len());
             return Err(exception(&Error::BatchMismatch { keys, pages }));
         }
         let mut prepared = Prepared { keys: Vec::new(), pages: Vec::new(), order: Order(Vec::new()) };
-        for (digest, (region_id, page_index, length)) in digests.into_iter().zip(pages) {
-            let page = self.take(region_id, page_index).and_then(|mut page| {
+        for (digest, (region_id, page_index, length, shown)) in digests.into_iter().zip(pages) {
+            let page = self.take(region_id, page_index, shown.as_ref()).and_then(|mut page| {
                 value(page.resize(length))?;
                 Ok(page)
             });
@@ -477,6 +482,11 @@ impl Client {
     fn chunks(&self, chunks: Vec<Option<maru_client::ChunkRef>>) -> Chunks {
         Chunks::new(&self.handler, &self.held, self.writable, chunks)
     }
+}
+
+/// The page that an object shows, if it is memory of a page.
+fn page_of<'a>(shown: Option<&'a Bound<'_, PyAny>>) -> Option<&'a Arc<Page>> {
+    shown?.cast::<Memory>().ok()?.get().page()
 }
 
 /// Maps all regions that there are. One that can't be mapped is an error when a chunk in it is read.

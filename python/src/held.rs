@@ -37,10 +37,16 @@ impl Held {
         page
     }
 
-    /// Takes up chunks that were retrieved.
-    pub(crate) fn add_chunks<'a>(&self, chunks: impl Iterator<Item = &'a ChunkRef>) {
+    /// Takes up chunks that were retrieved. One that is held already becomes one more guard of the pin that there is: only
+    /// so does its location lead to a guard as long as any of its objects lives, whichever goes first.
+    pub(crate) fn add_chunks<'a>(&self, chunks: impl Iterator<Item = &'a mut ChunkRef>) {
+        let mut spare = Vec::new();
         let mut known = lock(&self.chunks);
         for chunk in chunks {
+            if let Some(held) = known.get(&location(chunk)).and_then(WeakChunkRef::upgrade) {
+                spare.push(std::mem::replace(chunk, held));
+                continue;
+            }
             if known.len() == known.capacity() && known.len() >= CHUNKS {
                 // To look at all of them once for as many that come is cheaper than at each that goes.
                 known.retain(|_, chunk| chunk.is_held());
@@ -49,6 +55,8 @@ impl Held {
             }
             known.insert(location(chunk), chunk.downgrade());
         }
+        // Their pins are released without the lock.
+        drop(known);
     }
 
     /// The page at a location, if an object shows it that was neither stored nor freed.
@@ -63,9 +71,13 @@ impl Held {
         lock(&self.chunks).get(&location)?.upgrade()
     }
 
-    /// Takes the page at a location out of the objects that show it, to be stored or freed.
-    pub(crate) fn take(&self, location: PageLocation) -> Option<PageMut> {
-        let page = lock(&self.pages).remove(&location)?.upgrade()?;
+    /// Takes the page at a location out of the objects that show it, to be stored or freed; if one of them is named, only
+    /// the page that it shows, which may have gone back and have another holder by now.
+    pub(crate) fn take(&self, location: PageLocation, shown: Option<&Arc<Page>>) -> Option<PageMut> {
+        let page = self.page_at(location)?;
+        if shown.is_some_and(|shown| !Arc::ptr_eq(shown, &page)) {
+            return None;
+        }
         lock(&page.page).take()
     }
 }

@@ -22,7 +22,7 @@ pub(crate) enum Holder {
     /// Nothing but the mapping.
     Region(#[expect(dead_code, reason = "it is kept for what it does when it is dropped")] RegionMemory),
     /// The page is this process's to write into.
-    Page(#[expect(dead_code, reason = "it is kept for what it does when it is dropped")] Arc<Page>),
+    Page(Arc<Page>),
     /// The chunk is pinned.
     Chunk(#[expect(dead_code, reason = "it is kept for what it does when it is dropped")] ChunkRef),
 }
@@ -63,6 +63,14 @@ impl Memory {
         let readonly = !(writable && region.is_writable());
         let forks = FORKS.load(Ordering::Relaxed);
         Memory { holder: ManuallyDrop::new(holder), start, length, readonly, forks }
+    }
+
+    /// The page that it shows, if that was allocated here.
+    pub(crate) fn page(&self) -> Option<&Arc<Page>> {
+        match &*self.holder {
+            Holder::Page(page) => Some(page),
+            _ => None,
+        }
     }
 
     /// A `memoryview` of it.

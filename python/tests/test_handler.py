@@ -109,6 +109,11 @@ def test_free_gives_a_page_back_once(maru: MaruHandler) -> None:
         maru.free(handle)
     successor = maru.alloc(10)
     assert successor.page_index == handle.page_index
+    with pytest.raises(ValueError, match="not held"):
+        maru.free(handle)
+    with pytest.raises(ValueError, match="stored or freed already"):
+        maru.store("key", handle)
+    assert maru.batch_store(["key"], [handle]) == [False]
     del handle
     gc.collect()
     assert pages_in_use(maru) == 1, "a handle that was freed does not free its page's next holder"

@@ -13,7 +13,7 @@ mod task;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
@@ -62,10 +62,20 @@ pub fn run(options: &Options) -> Result<(), ServerError> {
     let path = match (&options.pool_mount, options.pool_size, &options.pool_dir) {
         (Some(point), Some(size), _) => mount_tmpfs(point, size)?,
         (_, _, Some(path)) => path.clone(),
-        _ => format!("/dev/shm/maru-{}", rustix::process::geteuid().as_raw()).into(),
+        _ => default_pool_path(),
     };
     let pool = FolderPool::open(&PoolPlan { path, size: options.pool_size })?;
     runtime.block_on(serve(options, pool, auth))
+}
+
+/// Where the pool of this user's server lies unless it is told otherwise.
+pub fn default_pool_path() -> PathBuf {
+    format!("/dev/shm/maru-{}", rustix::process::geteuid().as_raw()).into()
+}
+
+/// Whether the kernel gives this process a ring.
+pub(crate) fn try_ring() -> Result<(), ServerError> {
+    ring::runtime().map(drop)
 }
 
 /// What all tasks share. One thread runs them, so nothing here is locked; no borrow is held over an await.
@@ -211,7 +221,8 @@ fn reactor(options: &Options, service: &mut Service) -> Result<Option<Reactor>, 
             Ok(Some(reactor))
         }
         Err(error) if options.driver == Driver::Auto => {
-            warn!(%error, "the kernel can't run the fast driver (Linux 6.1 or later can); using the plain one");
+            let reason = ring::explain(&error);
+            warn!(reason, "the fast driver can't run (Linux 6.1 or later can run it); using the plain one");
             Ok(None)
         }
         Err(error) => Err(ServerError::Ring(ring::explain(&error))),
@@ -361,7 +372,7 @@ fn served_socket(path: &Path) -> Option<ServedSocket> {
     described.inspect_err(|error| debug!(%error, "clients on TCP are not told of the Unix socket")).ok()
 }
 
-fn read_token(options: &Options) -> Result<Option<AuthToken>, ServerError> {
+pub(crate) fn read_token(options: &Options) -> Result<Option<AuthToken>, ServerError> {
     let Some(path) = &options.auth_token_file else {
         return match options.listen {
             Some(address) if !address.ip().is_loopback() => Err(ServerError::TokenNeeded(address)),

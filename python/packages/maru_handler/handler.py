@@ -140,7 +140,7 @@ class MaruHandler:
             ValueError: The page was stored or freed already.
             KeyError: It is no page of this instance.
         """
-        self._open().free(handle.region_id, handle.page_index)
+        self._open().free(handle.region_id, handle.page_index, handle.buf.obj)
 
     def get_buffer_view(self, region_id: int, offset: int, size: int) -> memoryview | None:
         """Bytes of a mapped region, its pages taken to be ``get_chunk_size()`` long; ``None`` where there are none.
@@ -230,7 +230,7 @@ class MaruHandler:
         client = self._open()
         if isinstance(given[0], AllocHandle):
             page = given[0]
-            if not client.holds_page(page.region_id, page.page_index):
+            if not client.holds_page(page.region_id, page.page_index, page.buf.obj):
                 raise ValueError(f"page {page.page_index} of region {page.region_id} was stored or freed already")
         elif _size_of(given[0]) > self.get_chunk_size():
             raise ValueError(f"{_size_of(given[0])} bytes do not fit into a chunk of {self.get_chunk_size()}")
@@ -504,7 +504,9 @@ class _Batch:
 
     def __init__(self) -> None:
         self.keys: list[str | bytes] = []
-        self.pages: list[tuple[int, int, int]] = []
+        # The last names the memory of the page where it is known: a handle must not store what its page's next holder
+        # writes.
+        self.pages: list[tuple[int, int, int, object]] = []
         self._has_page: list[bool] = []
         self._kept: list[memoryview] = []
 
@@ -513,7 +515,7 @@ class _Batch:
         if page is not None:
             region_id, page_index, size, buf = page
             self.keys.append(key)
-            self.pages.append((region_id, page_index, size))
+            self.pages.append((region_id, page_index, size, buf.obj))
             self._kept.append(buf)
 
     def outcomes(self, stored: Iterable[bool]) -> list[bool]:
