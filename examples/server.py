@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,15 +20,21 @@ def running_server(pool_size: str = "256MiB") -> Iterator[str]:
     if program is None:
         sys.exit("maru-server is not on the PATH: pip install maru-kv")
     with tempfile.TemporaryDirectory(prefix="maru-", dir="/dev/shm") as folder:
-        socket = Path(folder, "maru.sock")
-        options = ["--socket", socket, "--pool-dir", f"{folder}/pool", "--pool-size", pool_size, "--log", "error"]
+        path = Path(folder, "maru.sock")
+        options = ["--socket", path, "--pool-dir", f"{folder}/pool", "--pool-size", pool_size, "--log", "error"]
         server = subprocess.Popen([program, *options])
         try:
-            while not socket.exists():
+            while not listens(path):
                 if server.poll() is not None:
                     sys.exit("maru-server did not start")
                 time.sleep(0.01)
-            yield f"unix://{socket}"
+            yield f"unix://{path}"
         finally:
             server.terminate()
             server.wait()
+
+
+def listens(path: Path) -> bool:
+    """Whether a server takes connections: its socket is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -38,18 +39,24 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     print(f"{options.chunks} chunks of {options.chunk_size} MiB")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        socket = Path(folder) / "maru.sock"
-        command = ["maru-server", "--socket", str(socket), "--pool-dir", str(Path(folder) / "pool"), "--log", "error"]
+        path = Path(folder) / "maru.sock"
+        command = ["maru-server", "--socket", str(path), "--pool-dir", str(Path(folder) / "pool"), "--log", "error"]
         if shutil.which("maru-server") is None:
             sys.exit("maru-server is not on the PATH; install the wheel that python/build-wheel makes")
         server = subprocess.Popen([*command, "--pool-size", str((options.chunks + 8) * chunk_size)])
         try:
-            while not socket.is_socket():
+            while not listens(path):
                 time.sleep(0.01)
-            measure(f"unix://{socket}", chunk_size, options.chunks, options.rounds)
+            measure(f"unix://{path}", chunk_size, options.chunks, options.rounds)
         finally:
             server.kill()
             server.wait()
+
+
+def listens(path: Path) -> bool:
+    """Whether a server takes connections: its socket is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def measure(url: str, chunk_size: int, chunks: int, rounds: int) -> None:

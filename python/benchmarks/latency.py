@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -56,21 +57,27 @@ def main() -> None:
 
 
 def measure(folder: Path, rounds: int, seconds: float) -> list[Row]:
-    socket = folder / "maru.sock"
-    command = [program("maru-server"), "--socket", str(socket), "--pool-dir", str(folder / "pool"), "--log", "warn"]
+    path = folder / "maru.sock"
+    command = [program("maru-server"), "--socket", str(path), "--pool-dir", str(folder / "pool"), "--log", "warn"]
     server = subprocess.Popen([*command, "--pool-size", "1GiB"])
     try:
-        while not socket.is_socket():
+        while not listens(path):
             time.sleep(0.01)
-        config = MaruConfig(server_url=f"unix://{socket}", chunk_size_bytes=CHUNK, pool_size=600 * CHUNK)
+        config = MaruConfig(server_url=f"unix://{path}", chunk_size_bytes=CHUNK, pool_size=600 * CHUNK)
         with MaruHandler(config) as maru:
-            return rows(maru, socket, folder / "rust.json", rounds, seconds)
+            return rows(maru, path, folder / "rust.json", rounds, seconds)
     finally:
         server.kill()
         server.wait()
 
 
-def rows(maru: MaruHandler, socket: Path, answer: Path, rounds: int, seconds: float) -> list[Row]:
+def listens(path: Path) -> bool:
+    """Whether a server takes connections: its socket is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def rows(maru: MaruHandler, server: Path, answer: Path, rounds: int, seconds: float) -> list[Row]:
     keys = [f"vllm@meta-llama/Llama-3.1-8B-Instruct@1@0@{n:016x}" for n in range(BATCH)]
     assert all(maru.batch_store(keys, [b"chunk"] * BATCH))
     chunk = bytes(CHUNK)
@@ -93,7 +100,7 @@ def rows(maru: MaruHandler, socket: Path, answer: Path, rounds: int, seconds: fl
     for _ in range(rounds):
         for path, call, undo, operation in paths:
             if operation is not None:
-                rust[path].append(rust_median(socket, answer, operation, seconds))
+                rust[path].append(rust_median(server, answer, operation, seconds))
             python[path].append(python_median(call, undo, seconds))
     result = []
     for path, *_ in paths:
@@ -115,9 +122,9 @@ def python_median(call: Callable[[], object], undo: Callable[[object], object], 
     return statistics.median(times) * 1e6
 
 
-def rust_median(socket: Path, answer: Path, operation: list[str], seconds: float) -> float:
+def rust_median(server: Path, answer: Path, operation: list[str], seconds: float) -> float:
     name, batch = operation
-    command = [program("maru-bench"), "latency", "--op", name, "--batch", batch, "--connect", str(socket)]
+    command = [program("maru-bench"), "latency", "--op", name, "--batch", batch, "--connect", str(server)]
     command += ["--keys", "2000", "--duration", f"{seconds}s", "--json", str(answer)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return float(json.loads(answer.read_text())["latency_us"]["p50"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class Server:
         while True:
             self._process = subprocess.Popen(self._command)
             while self._process.poll() is None:
-                if self.socket.is_socket():
+                if listens(self.socket):
                     return
                 time.sleep(0.005)
             assert time.monotonic() < deadline, "the server does not start"
@@ -55,6 +56,12 @@ class Server:
     def resume(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
+
+
+def listens(path: Path) -> bool:
+    """Whether a server takes connections: its socket is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def wait_until(what: str, condition: Callable[[], bool]) -> None:
