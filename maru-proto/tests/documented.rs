@@ -181,6 +181,8 @@ fn records() {
             instance, connections, regions, entries, region_bytes, entry_bytes, pinned_entries, pins, named_pins,
             oldest_pin_s, grace_left_ms, instance_id,
         }
+        LatencyRequest { opcode, reserved, upper_ns }
+        LatencyRecord { opcode, reserved, upper_ns, count }
         SocketRecord { host, path_len, reserved, path }
         ServerRecord {
             release, process, is_operator, grace_ms, pin_ttl_ms, max_instances, max_pins_per_entry,

@@ -443,6 +443,7 @@ mod tests {
             Some("N" | "UID" | "GID") => ["7", "8"],
             Some("HOST:PORT") => ["127.0.0.1:7", "127.0.0.1:8"],
             Some("DRIVER") => ["ring", "plain"],
+            Some("LOG_FORMAT") => ["json", "text"],
             _ => ["/x/7", "/x/8"],
         }
     }

@@ -131,7 +131,7 @@ mod tests {
         histogram.record(Duration::from_nanos(1000), 3);
         histogram.record(Duration::from_secs(3600), 1);
         assert_eq!(histogram.buckets().collect::<Vec<_>>(), [(1024, 3), (u64::MAX, 1)]);
-        assert!((histogram.sum_seconds() - 3600.000_003).abs() < 1e-9);
+        assert!((histogram.sum_seconds() - 3_600.000_003).abs() < 1e-9);
     }
 
     #[test]

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     match options.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => {
-            log.json().flatten_event(true).with_current_span(false).with_span_list(false).init()
+            log.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
         }
     }
     for variable in &configuration.unknown_variables {

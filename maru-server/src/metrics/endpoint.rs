@@ -40,7 +40,7 @@ pub(crate) fn start(address: SocketAddr, bells: mpsc::Sender<Bell>) -> io::Resul
     match &listener {
         Ok(listener) => info!(metrics = %listener.local_addr()?, "metrics are to be had"),
         Err(error) => {
-            error!(%address, %error, "no metrics: can't listen there, trying again every {RETRY:?}")
+            error!(%address, %error, "no metrics: can't listen there, trying again every {RETRY:?}");
         }
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
