@@ -83,6 +83,7 @@ pub struct Config {
     pub(crate) timeout: Duration,
     pub(crate) auth_token: Option<Vec<u8>>,
     pub(crate) stay_on_tcp: bool,
+    pub(crate) no_grace: bool,
 }
 
 impl Default for Config {
@@ -100,6 +101,7 @@ impl Default for Config {
             timeout: Duration::from_secs(5),
             auth_token: None,
             stay_on_tcp: false,
+            no_grace: false,
         }
     }
 }
@@ -193,6 +195,14 @@ impl Config {
     /// address, and asks again where the socket is.
     pub fn stay_on_tcp(mut self, yes: bool) -> Config {
         self.stay_on_tcp = yes;
+        self
+    }
+
+    /// Whether the server ends the session with its last connection, and does not keep its pins and regions for the grace
+    /// period. Default: false. True is for tools that look and go: nobody sees an instance that is gone, but a lost connection
+    /// ends the handler too ([`Error::SessionEnded`]).
+    pub fn no_grace(mut self, yes: bool) -> Config {
+        self.no_grace = yes;
         self
     }
 

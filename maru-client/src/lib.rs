@@ -39,10 +39,13 @@ mod sync;
 pub use config::{Address, Config, default_socket_path};
 pub use error::{Error, MAX_KEY_LEN, PageState, ProtocolError, Result};
 pub use guard::{ChunkRef, Prefix, PrefixIter, WeakChunkRef};
-pub use handler::{Deleted, MaruHandler, Pending, Pinned, RegionAdded, Stored, StoredEach, Unpinned};
+pub use handler::{
+    Deleted, MaruHandler, Pending, PinQuery, Pinned, RegionAdded, Released, Stored, StoredEach, Unpinned,
+};
 pub use key::AsKey;
 pub use maru_proto::{
-    KeyDigest, PoolRecord, RecordStatus, RegionRecord, StatKind, UsageRecord, VersionRange,
+    EntryRecord, HeldPinsRecord, KeyDigest, PoolRecord, RecordStatus, RegionRecord, ServerRecord, StatKind,
+    UsageRecord, VersionRange,
 };
 pub use memory::{RegionMemory, copy_nontemporal};
 pub use page::{PageLocation, PageMut};

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use maru_proto::{
-    AllocationFilter, ConnectionKind, FrameStatus, HelloRequest, HelloResponse, Opcode, PagesRequest,
-    PinsRecord, SessionToken,
+    AllocationFilter, ConnectionKind, FEATURE_NO_GRACE, FrameStatus, HelloRequest, HelloResponse, Opcode,
+    PagesRequest, PinsRecord, SessionToken,
 };
 
 use crate::config::{Address, Config};
@@ -45,6 +45,9 @@ impl Terms {
         let stream = Stream::connect(&config.address)?;
         let mut request = HelloRequest::new(name, ConnectionKind::Data, SessionToken::NONE);
         request.auth = auth;
+        if config.no_grace {
+            request.features = FEATURE_NO_GRACE.into();
+        }
         let greeting = hello(&stream, request, config.timeout)?;
         if greeting.max_body.get() < 1024 || greeting.instance.get() == 0 {
             return Err(ProtocolError::Hello.into());

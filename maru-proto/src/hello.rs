@@ -13,6 +13,10 @@ pub const INSTANCE_ID_MAX: usize = 128;
 /// Bytes of the longest auth token.
 pub const AUTH_TOKEN_MAX: usize = 64;
 
+/// A feature of HELLO: the session that is opened ends with its last connection, instead of outliving it for the grace
+/// period. For tools that look and go: they leave nothing behind.
+pub const FEATURE_NO_GRACE: u64 = 1;
+
 /// A name that an instance gives itself, for people: UTF-8, 1 to [`INSTANCE_ID_MAX`] bytes, no control characters.
 /// Two instances may bear the same name; what identifies an instance is its [`SessionToken`].
 #[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -135,7 +139,7 @@ pub enum ConnectionKind {
 pub struct HelloRequest {
     /// The versions that the client speaks.
     pub versions: VersionRange,
-    /// Features that the client would use; none are defined yet.
+    /// Features that the client would use: [`FEATURE_NO_GRACE`]. Others are passed over.
     pub features: U64,
     /// The wire value of a [`ConnectionKind`].
     pub kind: u8,
@@ -187,7 +191,7 @@ pub struct HelloResponse {
     pub session: SessionToken,
     /// The secret that keys digests.
     pub digest_key: DigestKey,
-    /// Features that the server grants; none are defined yet.
+    /// Features that the server grants.
     pub features: U64,
     /// The instance's number, by which regions name their owner; never 0, never given twice in one run.
     pub instance: U32,

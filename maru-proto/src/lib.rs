@@ -36,15 +36,16 @@ pub use frame::{
     encode_statuses, encode_with,
 };
 pub use hello::{
-    AUTH_TOKEN_MAX, AuthToken, AuthTokenTooLong, ConnectionKind, HelloRequest, HelloResponse,
-    INSTANCE_ID_MAX, InstanceId, InvalidInstanceId, SessionToken, VersionRange,
+    AUTH_TOKEN_MAX, AuthToken, AuthTokenTooLong, ConnectionKind, FEATURE_NO_GRACE, HelloRequest,
+    HelloResponse, INSTANCE_ID_MAX, InstanceId, InvalidInstanceId, SessionToken, VersionRange,
 };
 pub use opcode::Opcode;
 pub use records::{
-    AllocationFilter, EvictionReason, GetRegionRequest, HeartbeatRecord, ListAllocationsRequest,
-    LocationRecord, POOL_PATH_MAX, PageRecord, PagesRequest, PinsRecord, PoolKind, PoolRecord,
-    ReclaimRequest, RegionRecord, RegionState, RegisterRecord, RequestAllocRequest, ReturnAllocRequest,
-    SOCKET_PATH_MAX, SocketRecord, StatKind, StatRecord, UsageRecord, UsageRequest,
+    AllocationFilter, EntryRecord, EntryRequest, EvictionReason, GetRegionRequest, HeartbeatRecord,
+    HeldPinsRecord, ListAllocationsRequest, ListPinsRequest, LocationRecord, POOL_PATH_MAX, PageRecord,
+    PagesRequest, PinsRecord, PoolKind, PoolRecord, ReclaimRequest, RegionRecord, RegionState,
+    RegisterRecord, ReleasePinsRecord, RequestAllocRequest, ReturnAllocRequest, SERVER_RELEASE_MAX,
+    SOCKET_PATH_MAX, ServerRecord, SocketRecord, StatKind, StatRecord, UsageRecord, UsageRequest,
 };
 pub use status::{FrameStatus, RecordStatus, STATUS_PADDING, statuses};
 

@@ -86,6 +86,14 @@ opcodes! {
     /// Where the server's Unix socket lies, for a client of the same host that connected by TCP; answered by one
     /// `SocketRecord`, or none.
     GetSocket = 0xF4, "GET_SOCKET";
+    /// What the server is, for whoever operates it; answered by one `ServerRecord`.
+    GetServer = 0xF6, "GET_SERVER";
+    /// Where the entry of one digest is, without a trace of the question; answered by one `EntryRecord`, or none.
+    GetEntry = 0xF7, "GET_ENTRY";
+    /// List the pins of all instances, by entry, a bounded number at a time.
+    ListPins = 0xF8, "LIST_PINS";
+    /// Release pins by name of any instance, for the operator over the Unix socket only.
+    ReleasePins = 0xF9, "RELEASE_PINS";
     /// Open a connection: name the instance, agree on a version, learn limits and the digest key.
     Hello = 0xFE, "HELLO";
     /// Stop the server, where its operator allowed that.

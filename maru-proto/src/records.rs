@@ -255,6 +255,108 @@ records! {
         /// The absolute path, in the bytes of the file system.
         path: [u8; SOCKET_PATH_MAX],
     }
+
+    /// GET_SERVER, answered: what the server is, and what it allows.
+    ServerRecord: 72 {
+        /// Its release, such as `0.1.0`, as UTF-8 that zeros fill up.
+        release: [u8; SERVER_RELEASE_MAX],
+        /// The number of its process, in its own namespace.
+        process: U32,
+        /// 1 where the caller may release pins of others, else 0.
+        is_operator: U32,
+        /// Milliseconds that a session outlives its last connection.
+        grace_ms: U64,
+        /// Milliseconds that pins by name last after the last of their instance on the entry; 0 for ever.
+        pin_ttl_ms: U64,
+        /// Instances that there may be.
+        max_instances: U32,
+        /// Pins that one entry may have.
+        max_pins_per_entry: U32,
+        /// Regions that one instance may have.
+        max_regions_per_instance: U32,
+        /// 0.
+        reserved: U32,
+    }
+
+    /// GET_ENTRY: of which digest.
+    EntryRequest: 16 {
+        /// The digest.
+        digest: KeyDigest,
+    }
+
+    /// GET_ENTRY, answered: where an entry is.
+    EntryRecord: 64 {
+        /// Its digest.
+        digest: KeyDigest,
+        /// Its region.
+        region_id: U32,
+        /// The page's index in the region.
+        page_index: U32,
+        /// Where it begins in the region.
+        offset: U64,
+        /// Its bytes.
+        length: U64,
+        /// The registration's number.
+        generation: U32,
+        /// The instance that owns the region; 0 for an orphan.
+        owner: U32,
+        /// Pins of all instances.
+        pins: U32,
+        /// 0.
+        reserved: [U32; 3],
+    }
+
+    /// LIST_PINS: which pins, from where on.
+    ListPinsRequest: 40 {
+        /// Only pins on the entry of this digest, where `of_digest` is 1.
+        digest: KeyDigest,
+        /// Only what follows in the list: 0 at first, then the cursor of the last record seen, until the answer is empty.
+        after: U64,
+        /// Only pins of this instance; 0 for all.
+        instance: U32,
+        /// Only pins that were taken so many seconds ago or more.
+        held_s: U32,
+        /// 1 for the pins of one entry, else 0.
+        of_digest: U32,
+        /// 0.
+        reserved: U32,
+    }
+
+    /// LIST_PINS, answered: the pins of one instance on one entry. Entries come and go while a list is read: what was pinned
+    /// all the while is in it once.
+    HeldPinsRecord: 64 {
+        /// The entry's digest.
+        digest: KeyDigest,
+        /// What goes on after this record.
+        cursor: U64,
+        /// The instance; 0 where the record says nothing but how far the server has looked.
+        instance: U32,
+        /// The registration that is pinned.
+        generation: U32,
+        /// Pins of guards.
+        guards: U32,
+        /// Pins by name.
+        named: U32,
+        /// Seconds since the instance took the first of them.
+        held_s: U64,
+        /// Bytes of the entry.
+        length: U64,
+        /// 0.
+        reserved: U64,
+    }
+
+    /// RELEASE_PINS: whose pins by name, on what. Answered by a status each: OK, NOT_FOUND where there is no such registration
+    /// or instance, NOT_PINNED where it has no pin by name, or only such as were taken later than `held_s` says.
+    ReleasePinsRecord: 32 {
+        /// The entry's digest.
+        digest: KeyDigest,
+        /// The registration that is pinned.
+        generation: U32,
+        /// The instance that has the pins.
+        instance: U32,
+        /// Seconds for which it has had them at least, as LIST_PINS told: what it took since is not released.
+        held_s: U64,
+    }
 }
 
 /// Bytes that a pool's path may have.
@@ -262,6 +364,9 @@ pub const POOL_PATH_MAX: usize = 256;
 
 /// Bytes that the path of a Unix socket may have: as many as the kernel takes.
 pub const SOCKET_PATH_MAX: usize = 108;
+
+/// Bytes that the release of a server may have.
+pub const SERVER_RELEASE_MAX: usize = 32;
 
 impl RequestAllocRequest {
     /// Any pool will do.
@@ -292,6 +397,24 @@ impl PoolRecord {
     /// The path, or `None` where the record, which came from a peer, has none.
     pub fn path(&self) -> Option<&str> {
         str::from_utf8(self.path.get(..usize::from(self.path_len.get()))?).ok()
+    }
+}
+
+impl ServerRecord {
+    /// A release as it stands in a record; what does not fit is cut off.
+    pub fn release_bytes(release: &str) -> [u8; SERVER_RELEASE_MAX] {
+        let mut bytes = [0; SERVER_RELEASE_MAX];
+        for (place, byte) in bytes.iter_mut().zip(release.bytes()) {
+            *place = byte;
+        }
+        bytes
+    }
+
+    /// The release, or `None` where the record, which came from a peer, has none that can be shown.
+    pub fn release(&self) -> Option<&str> {
+        let length = self.release.iter().position(|&byte| byte == 0).unwrap_or(SERVER_RELEASE_MAX);
+        let release = str::from_utf8(&self.release[..length]).ok()?;
+        (!release.is_empty() && !release.chars().any(char::is_control)).then_some(release)
     }
 }
 
@@ -486,6 +609,21 @@ mod tests {
         assert_eq!(record.path(), None);
         record.path_len = 0.into();
         assert_eq!(record.path(), None);
+    }
+
+    #[test]
+    fn the_release_of_a_server_from_a_peer_is_checked() {
+        let mut server = ServerRecord::read_from_bytes(&[0; size_of::<ServerRecord>()]).unwrap();
+        assert_eq!(server.release(), None);
+        let longest = "1.2.3-".to_owned() + &"x".repeat(SERVER_RELEASE_MAX - 6);
+        for release in ["0.1.0", &longest] {
+            server.release = ServerRecord::release_bytes(release);
+            assert_eq!(server.release(), Some(release));
+        }
+        server.release = ServerRecord::release_bytes("\u{1b}[2J");
+        assert_eq!(server.release(), None, "what would move a terminal's cursor");
+        server.release[0] = 0xFF;
+        assert_eq!(server.release(), None);
     }
 
     #[test]

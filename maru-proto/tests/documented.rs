@@ -182,6 +182,15 @@ fn records() {
             oldest_pin_s, grace_left_ms, instance_id,
         }
         SocketRecord { host, path_len, reserved, path }
+        ServerRecord {
+            release, process, is_operator, grace_ms, pin_ttl_ms, max_instances, max_pins_per_entry,
+            max_regions_per_instance, reserved,
+        }
+        EntryRequest { digest }
+        EntryRecord { digest, region_id, page_index, offset, length, generation, owner, pins, reserved }
+        ListPinsRequest { digest, after, instance, held_s, of_digest, reserved }
+        HeldPinsRecord { digest, cursor, instance, generation, guards, named, held_s, length, reserved }
+        ReleasePinsRecord { digest, generation, instance, held_s }
         HelloRequest { versions, features, kind, resume, reserved, instance_id, session, auth }
         HelloResponse {
             epoch, session, digest_key, features, instance, max_body, max_pins_per_entry, grace_ms, resumed, version,

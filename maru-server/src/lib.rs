@@ -3,6 +3,7 @@
 mod configuration;
 mod counters;
 mod error;
+pub mod examination;
 pub mod journal;
 mod net;
 mod options;

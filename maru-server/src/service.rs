@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use maru_proto::{
-    AllocationFilter, AuthToken, ConnectionKind, DecodeError, DigestKey, EvictionReason, Flags, Frame,
-    FrameStatus, GetRegionRequest, Head, Header, HeartbeatRecord, HelloRequest, HelloResponse, InstanceId,
-    KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord,
+    AllocationFilter, AuthToken, ConnectionKind, DecodeError, DigestKey, EntryRecord, EntryRequest,
+    EvictionReason, FEATURE_NO_GRACE, Flags, Frame, FrameStatus, GetRegionRequest, Head, Header,
+    HeartbeatRecord, HeldPinsRecord, HelloRequest, HelloResponse, InstanceId, KeyDigest,
+    ListAllocationsRequest, ListPinsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord,
     PoolKind, PoolRecord, ReclaimRequest, RecordStatus, RegionRecord, RegionState, RegisterRecord,
-    RequestAllocRequest, ReturnAllocRequest, SessionToken, SocketRecord, StatKind, StatRecord, UsageRecord,
-    UsageRequest, VERSION, VersionRange, max_response_body,
+    ReleasePinsRecord, RequestAllocRequest, ReturnAllocRequest, ServerRecord, SessionToken, SocketRecord,
+    StatKind, StatRecord, UsageRecord, UsageRequest, VERSION, VersionRange, max_response_body,
 };
 use rustix::io::Errno;
 use zerocopy::little_endian::U64;
@@ -20,9 +21,9 @@ use crate::counters::{Counters, SystemCalls};
 use crate::journal::{Journal, PageTable};
 use crate::output::Output;
 use crate::state::{
-    AllocError, Change, DeleteError, Digest, Figures, InstanceNumber, Limits, Location, PinError, PinKind,
-    PoolId, PoolSpec, RegionId, RegionInfo, Registered, Request, RestoreError, RetiredRegion, ReturnError,
-    Saved, State, Token, UnpinError,
+    AllocError, Change, DeleteError, Digest, EntryInfo, Figures, HeldPins, InstanceNumber, Limits, Location,
+    PinError, PinFilter, PinKind, PinsAfter, PoolId, PoolSpec, RegionId, RegionInfo, Registered, Request,
+    RestoreError, RetiredRegion, ReturnError, Saved, State, Token, UnpinError,
 };
 
 /// Records whose memory is brought near together: enough to hide how long memory takes, few enough to stay near.
@@ -82,6 +83,8 @@ pub enum Transport {
 #[derive(Clone, Copy, Debug)]
 pub struct Session {
     transport: Transport,
+    /// Whether the peer operates the server.
+    is_operator: bool,
     hello: Option<Greeted>,
     /// Of the frame that is being served.
     progress: Option<Progress>,
@@ -178,7 +181,12 @@ struct Greeted {
 impl Session {
     /// A connection that has not said HELLO.
     pub const fn new(transport: Transport) -> Session {
-        Session { transport, hello: None, progress: None }
+        Session { transport, is_operator: false, hello: None, progress: None }
+    }
+
+    /// The same, of whoever operates the server: the kernel has named the peer as the server's own user, or root.
+    pub const fn of_operator(self) -> Session {
+        Session { is_operator: true, ..self }
     }
 
     /// Whether HELLO was accepted.
@@ -504,6 +512,11 @@ impl Service {
             Opcode::Heartbeat => self.heartbeat(frame, now, out)?,
             Opcode::GetUsage => self.get_usage(frame, now, out)?,
             Opcode::GetSocket => self.get_socket(frame, out)?,
+            Opcode::GetServer => self.get_server(session, frame, out)?,
+            Opcode::GetEntry => self.get_entry(frame, out)?,
+            Opcode::ListPins => self.list_pins(frame, now, out)?,
+            // Everybody may look; what others hold on to is the operator's to release.
+            Opcode::ReleasePins if !session.is_operator => return Err(FrameStatus::Unauthorized.into()),
             Opcode::Shutdown if self.config.allow_shutdown => {
                 self.one_frame(frame, 0);
                 self.answer_status(frame.header(), FrameStatus::Ok, out);
@@ -536,6 +549,7 @@ impl Service {
             Opcode::DeleteKv | Opcode::BatchDeleteKv => self.delete(&mut batch, out)?,
             Opcode::UnpinKv | Opcode::BatchUnpinKv => self.unpin(&mut batch, out)?,
             Opcode::AssertPins => self.assert_pins(&mut batch, out)?,
+            Opcode::ReleasePins => self.release_pins(&mut batch, out)?,
             _ => return Err(FrameStatus::UnsupportedOpcode.into()),
         };
         if progress.done < records {
@@ -568,13 +582,18 @@ impl Service {
             (1, ConnectionKind::Data) if resumed => true,
             _ => return Err(FrameStatus::InvalidArgument.into()),
         };
+        let features = hello.features.get() & FEATURE_NO_GRACE;
         let (instance, session_token) = if resumed {
             let instance = self.state.find_instance(token_of(hello.session));
             (instance.ok_or(FrameStatus::Unauthorized)?, hello.session)
         } else {
             let session_token = SessionToken(crate::random::secret());
             let opened = self.state.open_instance(name, token_of(session_token));
-            (opened.map_err(|_| FrameStatus::Limit)?, session_token)
+            let opened = opened.map_err(|_| FrameStatus::Limit)?;
+            if features & FEATURE_NO_GRACE != 0 {
+                self.state.end_without_grace(opened);
+            }
+            (opened, session_token)
         };
         // A session that goes on has given its other connections up, of which the server may not know yet.
         let connected = if resume { self.state.resume(instance) } else { self.state.connect(instance) };
@@ -593,7 +612,7 @@ impl Service {
             epoch: self.config.epoch.into(),
             session: session_token,
             digest_key: self.config.digest_key,
-            features: 0.into(),
+            features: features.into(),
             instance: instance.0.into(),
             max_body: self.config.max_body.into(),
             max_pins_per_entry: self.config.limits.max_pins_per_entry.into(),
@@ -879,6 +898,28 @@ impl Service {
         })
     }
 
+    fn release_pins(
+        &mut self,
+        batch: &mut Batch<'_>,
+        out: &mut Output,
+    ) -> Result<(usize, Progress), Refused> {
+        let (caller, now) = (batch.caller, batch.now);
+        let digest_of = |record: &ReleasePinsRecord| digest(&record.digest);
+        self.serve_each(batch, Near::Entries, digest_of, out, |state, _, record| {
+            let instance = InstanceNumber(record.instance.get());
+            let (generation, held_s) = (record.generation.get(), record.held_s.get());
+            match state.release_named(digest_of(record), generation, instance, held_s, now) {
+                Ok(pins) => {
+                    let key = record.digest;
+                    tracing::info!(%key, instance = instance.0, pins, operator = caller.0, "released pins by name");
+                    RecordStatus::Ok
+                }
+                Err(UnpinError::NotFound) => RecordStatus::NotFound,
+                Err(UnpinError::NotPinned) => RecordStatus::NotPinned,
+            }
+        })
+    }
+
     fn get_stats(&mut self, frame: &Frame<'_>, now: Duration, out: &mut Output) -> Result<(), Refused> {
         empty(frame)?;
         self.one_frame(frame, 0);
@@ -932,6 +973,62 @@ impl Service {
         });
         out.push(ok(frame), record.as_slice());
         self.one_frame(frame, record.as_slice().len());
+        Ok(())
+    }
+
+    fn get_server(&mut self, session: &Session, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
+        empty(frame)?;
+        self.one_frame(frame, 0);
+        let limits = &self.config.limits;
+        let record = ServerRecord {
+            release: ServerRecord::release_bytes(env!("CARGO_PKG_VERSION")),
+            process: std::process::id().into(),
+            is_operator: u32::from(session.is_operator).into(),
+            grace_ms: milliseconds(limits.grace).into(),
+            pin_ttl_ms: milliseconds(limits.pin_ttl).into(),
+            max_instances: limits.max_instances.into(),
+            max_pins_per_entry: limits.max_pins_per_entry.into(),
+            max_regions_per_instance: limits.max_regions_per_instance.into(),
+            reserved: 0.into(),
+        };
+        out.push(ok(frame), &[record]);
+        Ok(())
+    }
+
+    fn get_entry(&mut self, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
+        let request = frame.record::<EntryRequest>()?;
+        let entry = self.state.entry(digest(&request.digest));
+        let record = entry.map(|entry| entry_record(request.digest, &entry));
+        out.push(ok(frame), record.as_slice());
+        self.one_frame(frame, record.as_slice().len());
+        Ok(())
+    }
+
+    fn list_pins(&mut self, frame: &Frame<'_>, now: Duration, out: &mut Output) -> Result<(), Refused> {
+        let request = frame.record::<ListPinsRequest>()?;
+        let filter = PinFilter {
+            digest: match request.of_digest.get() {
+                0 => None,
+                1 => Some(digest(&request.digest)),
+                _ => return Err(FrameStatus::InvalidArgument.into()),
+            },
+            instance: Some(request.instance.get()).filter(|number| *number != 0).map(InstanceNumber),
+            held_seconds: request.held_s.get().into(),
+        };
+        // One place is for how far the server has looked.
+        let limit = self.records_that_fit::<HeldPinsRecord>() - 1;
+        let mut records = Vec::new();
+        let after = PinsAfter::from(request.after.get());
+        let come_to = self.state.pins_after(after, &filter, limit, now, |place, pins| {
+            records.push(held_pins_record(place, &pins));
+        });
+        self.one_frame(frame, records.len());
+        if let Some(place) = come_to.map(u64::from)
+            && records.last().is_none_or(|last| last.cursor.get() != place)
+        {
+            records.push(HeldPinsRecord { cursor: place.into(), ..HeldPinsRecord::new_zeroed() });
+        }
+        out.push(ok(frame), &records);
         Ok(())
     }
 
@@ -1042,6 +1139,34 @@ fn location_record(location: &Location) -> LocationRecord {
         length: u64::from(location.length).into(),
         generation: location.generation.into(),
         ..LocationRecord::without(RecordStatus::Ok)
+    }
+}
+
+fn entry_record(digest: KeyDigest, entry: &EntryInfo) -> EntryRecord {
+    EntryRecord {
+        digest,
+        region_id: entry.location.region.0.into(),
+        page_index: entry.page.into(),
+        offset: entry.location.offset.into(),
+        length: u64::from(entry.location.length).into(),
+        generation: entry.location.generation.into(),
+        owner: entry.owner.map_or(0, |owner| owner.0).into(),
+        pins: entry.pins.into(),
+        reserved: [0.into(); 3],
+    }
+}
+
+fn held_pins_record(place: PinsAfter, pins: &HeldPins) -> HeldPinsRecord {
+    HeldPinsRecord {
+        digest: KeyDigest::from_bytes(pins.digest.0.to_le_bytes()),
+        cursor: u64::from(place).into(),
+        instance: pins.instance.0.into(),
+        generation: pins.generation.into(),
+        guards: pins.guards.into(),
+        named: pins.named.into(),
+        held_s: pins.held_seconds.into(),
+        length: u64::from(pins.length).into(),
+        reserved: 0.into(),
     }
 }
 

@@ -4,6 +4,8 @@ mod common;
 
 #[path = "cases/hostile.rs"]
 mod hostile;
+#[path = "cases/operator.rs"]
+mod operator;
 #[path = "cases/wire.rs"]
 mod wire;
 

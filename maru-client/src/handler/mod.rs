@@ -2,6 +2,7 @@
 
 mod aio;
 mod announcements;
+mod inspection;
 mod keys;
 mod operations;
 mod pages;
@@ -22,6 +23,7 @@ use crate::stats::{ClientStats, ServerStats};
 pub use aio::Pending;
 pub(crate) use announcements::Announcements;
 pub use announcements::RegionAdded;
+pub use inspection::{PinQuery, Released};
 pub use keys::{Deleted, Pinned, Stored, Unpinned};
 pub use operations::StoredEach;
 

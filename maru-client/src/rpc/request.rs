@@ -2,10 +2,12 @@
 //! answer any more. Whoever adds an operation adds it here, and every kind of connection can carry it.
 
 use maru_proto::{
-    AllocationFilter, Flags, Frame, FrameStatus, GetRegionRequest, HeartbeatRecord, HelloRequest,
-    HelloResponse, KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PagesRequest,
-    PinsRecord, PoolRecord, ReclaimRequest, RecordStatus, RegionRecord, RegisterRecord, RequestAllocRequest,
-    ReturnAllocRequest, SocketRecord, StatRecord, UsageRecord, UsageRequest, VersionRange, statuses,
+    AllocationFilter, EntryRecord, EntryRequest, Flags, Frame, FrameStatus, GetRegionRequest,
+    HeartbeatRecord, HeldPinsRecord, HelloRequest, HelloResponse, KeyDigest, ListAllocationsRequest,
+    ListPinsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord, PoolRecord,
+    ReclaimRequest, RecordStatus, RegionRecord, RegisterRecord, ReleasePinsRecord, RequestAllocRequest,
+    ReturnAllocRequest, ServerRecord, SocketRecord, StatRecord, UsageRecord, UsageRequest, VersionRange,
+    statuses,
 };
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -163,6 +165,12 @@ plain_requests! {
     GetUsage(UsageRequest): GetUsage -> Vec<UsageRecord> = many;
     /// Where the server's Unix socket lies.
     GetSocket([u8; 0]): GetSocket -> Vec<SocketRecord> = many;
+    /// What the server is.
+    GetServer([u8; 0]): GetServer -> ServerRecord = one;
+    /// Where an entry is.
+    GetEntry(EntryRequest): GetEntry -> Vec<EntryRecord> = many;
+    /// The next pins of a list.
+    ListPins(ListPinsRequest): ListPins -> Vec<HeldPinsRecord> = many;
     /// Say that the instance lives.
     Heartbeat([u8; 0]): Heartbeat -> HeartbeatRecord = one;
 }
@@ -207,6 +215,25 @@ impl Request for AssertPins<'_> {
     fn decode(&self, frame: &Frame<'_>) -> Decoded<Vec<bool>> {
         let statuses = status_each(frame, self.records.len())?;
         Ok(statuses.into_iter().map(|status| status == RecordStatus::Ok).collect())
+    }
+}
+
+/// Release pins by name of any instance.
+pub(crate) struct ReleasePins<'a>(pub(crate) &'a [ReleasePinsRecord]);
+
+impl Request for ReleasePins<'_> {
+    type Response = Vec<RecordStatus>;
+
+    fn opcode(&self) -> Opcode {
+        Opcode::ReleasePins
+    }
+
+    fn body(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    fn decode(&self, frame: &Frame<'_>) -> Decoded<Vec<RecordStatus>> {
+        status_each(frame, self.0.len())
     }
 }
 

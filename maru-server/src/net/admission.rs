@@ -1,8 +1,17 @@
-//! Who may connect to the Unix socket: the kernel names the user of each peer.
+//! Who may connect to the Unix socket, and as what: the kernel names the user of each peer.
 
 use std::os::fd::AsFd;
 
 use rustix::net::sockopt::socket_peercred;
+
+/// As what a peer of the Unix socket is let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It is of the server's own user, or of root.
+    Operator,
+    /// It is of another user that may connect.
+    Guest,
+}
 
 /// The users that may.
 #[derive(Clone, Debug)]
@@ -24,15 +33,18 @@ impl Admission {
         !self.users.is_empty() || !self.groups.is_empty()
     }
 
-    /// Whether the peer of a Unix socket may; its user and group where not.
-    pub(super) fn admits(&self, socket: &impl AsFd) -> Result<(), Option<(u32, u32)>> {
+    /// As what the peer of a Unix socket may connect; its user and group where it may not.
+    pub(super) fn admit(&self, socket: &impl AsFd) -> Result<Role, Option<(u32, u32)>> {
         let peer = socket_peercred(socket).map_err(|_| None)?;
         let (user, group) = (peer.uid.as_raw(), peer.gid.as_raw());
-        if self.knows(user, group) { Ok(()) } else { Err(Some((user, group))) }
+        self.role(user, group).ok_or(Some((user, group)))
     }
 
-    fn knows(&self, user: u32, group: u32) -> bool {
-        user == self.own || user == 0 || self.users.contains(&user) || self.groups.contains(&group)
+    fn role(&self, user: u32, group: u32) -> Option<Role> {
+        if user == self.own || user == 0 {
+            return Some(Role::Operator);
+        }
+        (self.users.contains(&user) || self.groups.contains(&group)).then_some(Role::Guest)
     }
 }
 
@@ -43,15 +55,28 @@ mod tests {
     #[test]
     fn nobody_else_may_unless_allowed() {
         let alone = Admission { own: 1000, users: Vec::new(), groups: Vec::new() };
-        assert!(alone.knows(1000, 7) && alone.knows(0, 0) && !alone.knows(1001, 1000));
+        assert_eq!(
+            [(1000, 7), (0, 0)].map(|(user, group)| alone.role(user, group)),
+            [Some(Role::Operator); 2]
+        );
+        assert_eq!(alone.role(1001, 1000), None);
+        assert!(!alone.is_shared());
+    }
+
+    #[test]
+    fn who_is_let_in_operates_nothing() {
         let shared = Admission { own: 1000, users: vec![1001], groups: vec![44] };
-        assert!(shared.knows(1001, 7) && shared.knows(1002, 44) && !shared.knows(1002, 45));
-        assert!(shared.is_shared() && !alone.is_shared());
+        assert_eq!(
+            [(1001, 7), (1002, 44)].map(|(user, group)| shared.role(user, group)),
+            [Some(Role::Guest); 2]
+        );
+        assert_eq!((shared.role(1000, 44), shared.role(1002, 45)), (Some(Role::Operator), None));
+        assert!(shared.is_shared());
     }
 
     #[test]
     fn a_peer_of_ones_own_is_known_by_its_socket() {
         let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert_eq!(Admission::new(&[], &[]).admits(&one), Ok(()));
+        assert_eq!(Admission::new(&[], &[]).admit(&one), Ok(Role::Operator));
     }
 }

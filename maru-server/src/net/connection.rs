@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use maru_proto::{Frame, FrameStatus, Header, Step, decode};
 use tracing::{debug, warn};
 
+use super::admission::Role;
 use super::stream::Stream;
 use super::{Shared, task};
 use crate::output::Output;
@@ -75,23 +76,28 @@ pub(super) fn start(shared: &Rc<Shared>, stream: Stream) {
         partial_since: Cell::new(None),
         unsent_since: Cell::new(None),
     });
+    let session = Session::new(link.stream.transport());
     let admitted = match link.stream.transport() {
-        Transport::Unix => shared.admission.admits(&link.stream.fd()),
-        // The token of HELLO says who it is.
-        Transport::Tcp => Ok(()),
+        Transport::Unix => shared.admission.admit(&link.stream.fd()),
+        // The token of HELLO says who may connect, and not who it is.
+        Transport::Tcp => Ok(Role::Guest),
     };
-    if let Err(peer) = admitted {
-        let (user, group) = peer.unzip();
-        warn!(user, group, "turned a user away; --allow-uid or --allow-gid would let them in");
-        tokio_uring::spawn(task::turn_away(Rc::clone(shared), link, FrameStatus::Unauthorized));
-        return;
-    }
+    let session = match admitted {
+        Ok(Role::Operator) => session.of_operator(),
+        Ok(Role::Guest) => session,
+        Err(peer) => {
+            let (user, group) = peer.unzip();
+            warn!(user, group, "turned a user away; --allow-uid or --allow-gid would let them in");
+            tokio_uring::spawn(task::turn_away(Rc::clone(shared), link, FrameStatus::Unauthorized));
+            return;
+        }
+    };
     if shared.open.get() >= shared.limits.max_connections && !make_place(shared) {
         warn!(limit = shared.limits.max_connections, "too many connections: turned one away");
         tokio_uring::spawn(task::turn_away(Rc::clone(shared), link, FrameStatus::Limit));
         return;
     }
-    let connection = Connection::new(shared, &link);
+    let connection = Connection::new(shared, &link, session);
     remember(shared, &link);
     match &shared.reactor {
         Some(arrivals) => arrivals.push(connection),
@@ -173,13 +179,13 @@ pub(super) enum Wait {
 }
 
 impl Connection {
-    fn new(shared: &Rc<Shared>, link: &Rc<Link>) -> Connection {
+    fn new(shared: &Rc<Shared>, link: &Rc<Link>, session: Session) -> Connection {
         shared.service.borrow_mut().connection_accepted();
         shared.open.set(shared.open.get() + 1);
         Connection {
             shared: Rc::clone(shared),
             link: Rc::clone(link),
-            session: Session::new(link.stream.transport()),
+            session,
             input: Vec::with_capacity(FIRST_INPUT),
             served: 0,
             output: Output::default(),

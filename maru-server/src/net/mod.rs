@@ -11,7 +11,7 @@ mod task;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
@@ -59,10 +59,20 @@ pub fn run(options: &Options) -> Result<(), ServerError> {
     let path = match (&options.pool_mount, options.pool_size, &options.pool_dir) {
         (Some(point), Some(size), _) => mount_tmpfs(point, size)?,
         (_, _, Some(path)) => path.clone(),
-        _ => format!("/dev/shm/maru-{}", rustix::process::geteuid().as_raw()).into(),
+        _ => default_pool_path(),
     };
     let pool = FolderPool::open(&PoolPlan { path, size: options.pool_size })?;
     runtime.block_on(serve(options, pool, auth))
+}
+
+/// Where the pool of this user's server lies unless it is told otherwise.
+pub fn default_pool_path() -> PathBuf {
+    format!("/dev/shm/maru-{}", rustix::process::geteuid().as_raw()).into()
+}
+
+/// Whether the kernel gives this process a ring.
+pub(crate) fn try_ring() -> Result<(), ServerError> {
+    ring::runtime().map(drop)
 }
 
 /// What all tasks share. One thread runs them, so nothing here is locked; no borrow is held over an await.

@@ -20,7 +20,7 @@ use crate::state::{RegionId, RegionInfo};
 const GRANULARITY: u64 = 2 << 20;
 
 /// The file that one server at a time holds locked; it carries the number of the last run.
-const LOCK_FILE: &str = "maru.lock";
+pub(crate) const LOCK_FILE: &str = "maru.lock";
 
 /// Which folder becomes a pool, and how much of it.
 #[derive(Clone, Debug)]
@@ -169,13 +169,14 @@ fn take_lock(path: &Path) -> Result<(File, u64), ServerError> {
 }
 
 /// Bytes that the files of regions take.
-fn region_bytes(path: &Path) -> io::Result<u64> {
+pub(crate) fn region_bytes(path: &Path) -> io::Result<u64> {
     let files = region_files(path)?;
     let sizes = files.into_iter().map(|id| std::fs::metadata(region_path(path, RegionId(id))));
     Ok(sizes.flatten().map(|file| file.blocks() * 512).sum())
 }
 
-fn free_bytes(path: &Path) -> io::Result<u64> {
+/// Bytes that are free where a folder lies.
+pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = statvfs(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

@@ -4,4 +4,5 @@ mod folder;
 mod mount;
 
 pub use folder::{FolderPool, PoolPlan};
-pub(crate) use mount::mount_tmpfs;
+pub(crate) use folder::{LOCK_FILE, free_bytes, region_bytes};
+pub(crate) use mount::{HugePages, Mount, mount_tmpfs};

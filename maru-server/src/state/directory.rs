@@ -77,6 +77,8 @@ pub(super) struct Directory {
     /// Slots of `entries`, by digest.
     index: Index,
     counts: DirectoryCounts,
+    /// Slots that were ever taken: those behind them are vacant, and their memory untouched.
+    slots: u32,
     /// The number of the last registration.
     generation: u32,
 }
@@ -88,6 +90,7 @@ impl Directory {
             entries: Slab::with_capacity(max_entries as usize),
             index: Index::new(max_entries),
             counts: DirectoryCounts::default(),
+            slots: 0,
             generation: 0,
         }
     }
@@ -118,6 +121,11 @@ impl Directory {
         self.entries.get(slot as usize)
     }
 
+    /// Entries are in slots below this one.
+    pub(super) fn slots(&self) -> u32 {
+        self.slots
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &KvEntry)> {
         self.entries.iter().map(|(slot, entry)| (narrow(slot), entry))
     }
@@ -141,6 +149,7 @@ impl Directory {
         let slot =
             self.entries.insert(KvEntry { digest, region, page, length, pin_count: 0, generation, mark });
         let slot = narrow(slot);
+        self.slots = self.slots.max(slot.saturating_add(1));
         self.index.insert(digest, slot);
         self.counts.entry_bytes += u64::from(length.get());
         slot
@@ -198,6 +207,7 @@ impl Directory {
         let mut counts = DirectoryCounts::default();
         for (slot, entry) in self.iter() {
             assert_eq!(self.find(entry.digest), Some(slot), "the index leads to {entry:?}");
+            assert!(slot < self.slots, "no entry is behind the last slot");
             counts.entry_bytes += u64::from(entry.length.get());
             counts.pinned_entries += u64::from(entry.pin_count > 0);
             counts.pins += u64::from(entry.pin_count);
@@ -446,7 +456,7 @@ impl State {
         policy.miss(&mut entries, digest, &request.chain);
     }
 
-    fn location(&self, slot: u32) -> Location {
+    pub(super) fn location(&self, slot: u32) -> Location {
         let entry = self.directory.at(slot);
         let region = self.regions.at(entry.region);
         Location {

@@ -59,6 +59,8 @@ pub(super) struct Instance {
     name: Box<str>,
     token: Token,
     connections: u32,
+    /// Whether it ends with its last connection.
+    has_no_grace: bool,
     /// When the grace period ends; `None` while there are connections, and before the first.
     grace_end: Option<Duration>,
     pub(super) ledger: Ledger,
@@ -80,6 +82,7 @@ impl Instance {
             name: name.into(),
             token,
             connections: 0,
+            has_no_grace: false,
             grace_end: None,
             ledger: Ledger::default(),
             incarnation: 0,
@@ -198,6 +201,20 @@ impl Instances {
         self.numbered.after(0).map(|instance| (instance.number, instance))
     }
 
+    /// The ledgers of the instances with a greater number than `after`, or of one of them alone, by number.
+    pub(super) fn ledgers_after(
+        &self,
+        after: u32,
+        only: Option<InstanceNumber>,
+    ) -> impl Iterator<Item = (InstanceNumber, &Ledger)> {
+        let after = only.map_or(after, |only| after.max(only.0.saturating_sub(1)));
+        let wanted = self.numbered.after(after).take_while(move |instance| {
+            // Those that follow are others.
+            only.is_none_or(|only| instance.number == only)
+        });
+        wanted.map(|instance| (instance.number, &instance.ledger))
+    }
+
     fn remove(&mut self, number: InstanceNumber) -> Option<Instance> {
         let instance = self.numbered.remove(number.0)?;
         self.tokens.remove(&instance.token);
@@ -249,6 +266,15 @@ impl State {
         self.instances.add(Instance::new(number, name, token, group));
         self.changes.note(Change::Opened(number));
         Ok(number)
+    }
+
+    /// Has an instance end with its last connection, as one does that only looks. A restart of the server does not know of
+    /// it, and gives the instance a grace period like any other.
+    ///
+    /// # Panics
+    /// When the instance ended.
+    pub fn end_without_grace(&mut self, instance: InstanceNumber) {
+        self.instances.get_mut(instance).has_no_grace = true;
     }
 
     /// The instance with this token, unless it ended.
@@ -315,8 +341,9 @@ impl State {
     /// # Panics
     /// When the instance ended or has no connection.
     pub fn disconnect(&mut self, instance: InstanceNumber, now: Duration) {
-        let grace_end = now + self.limits.grace;
+        let grace = self.limits.grace;
         let left = self.instances.get_mut(instance);
+        let grace_end = if left.has_no_grace { now } else { now + grace };
         left.connections = left.connections.checked_sub(1).expect("each connection ends once");
         if left.connections == 0 {
             left.grace_end = Some(grace_end);

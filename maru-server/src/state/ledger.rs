@@ -104,6 +104,12 @@ impl Ledger {
         self.pins.get(&entry).map_or(0, |pins| pins.guards)
     }
 
+    /// For how many whole seconds an entry has been pinned; `None` where it is not.
+    pub(super) fn held(&self, entry: u32, now: Duration) -> Option<u64> {
+        let since = self.pins.get(&entry)?.since;
+        Some(now.as_secs().saturating_sub(u64::from(since)))
+    }
+
     /// Pinned entries.
     pub(super) fn entries(&self) -> u64 {
         self.pins.len() as u64

@@ -4,8 +4,8 @@ use std::io::Write;
 
 use crate::common::Peer;
 use maru_proto::{
-    Flags, FrameStatus, HeartbeatRecord, KeyDigest, LocationRecord, Opcode, RecordStatus, RegionRecord,
-    RegisterRecord, RequestAllocRequest, SessionToken, SocketRecord, StatKind, VersionRange, statuses,
+    Flags, FrameStatus, HeartbeatRecord, KeyDigest, LocationRecord, Opcode, RecordStatus, RegisterRecord,
+    RequestAllocRequest, SessionToken, SocketRecord, StatKind, VersionRange, statuses,
 };
 use maru_tests::{PATIENCE, ServerProcess};
 use zerocopy::FromBytes;
@@ -18,18 +18,6 @@ const NOTHING: &[KeyDigest] = &[];
 
 fn digest(n: u8) -> KeyDigest {
     KeyDigest::from_bytes([n; 16])
-}
-
-fn region(peer: &mut Peer, pages: u64) -> RegionRecord {
-    let request = RequestAllocRequest {
-        size: (pages * 4096).into(),
-        page_size: 4096.into(),
-        pool_id: RequestAllocRequest::ANY_POOL.into(),
-        reserved: 0.into(),
-    };
-    let response = peer.call(Opcode::RequestAlloc, Flags::NONE, &[request]);
-    assert_eq!(response.status, FrameStatus::Ok);
-    RegionRecord::read_from_bytes(&response.body).unwrap()
 }
 
 fn record(n: u8, region: u32, offset: u64, length: u32) -> RegisterRecord {
@@ -57,7 +45,7 @@ fn frames_sent_together_are_answered_in_order() {
 fn a_large_batch_is_answered_as_a_whole() {
     let server = start(&[]);
     let (mut peer, _) = Peer::greeted(&server, "a");
-    let region = region(&mut peer, 700).region_id.get();
+    let region = peer.region(700).region_id.get();
     let key = |n: u64| KeyDigest::from_bytes((u128::from(n) * 0x9E37_79B9_7F4A_7C15_F39C).to_le_bytes());
     let records = (0..700u64).map(|n| RegisterRecord {
         digest: key(n),
@@ -217,7 +205,7 @@ fn a_body_of_another_record_type_is_malformed() {
 fn an_unpin_without_reply_is_served_silently() {
     let server = start(&[]);
     let (mut peer, _) = Peer::greeted(&server, "a");
-    let region = region(&mut peer, 4);
+    let region = peer.region(4);
     peer.call(Opcode::RegisterKv, Flags::NONE, &[record(1, region.region_id.get(), 0, 100)]);
     peer.call(Opcode::PinKv, Flags::NONE, &[digest(1)]);
     assert_eq!(peer.stat(StatKind::Pins), 1);
@@ -231,7 +219,7 @@ fn a_register_outside_the_callers_regions_is_refused_record_by_record() {
     let server = start(&[]);
     let (mut owner, _) = Peer::greeted(&server, "owner");
     let (mut other, _) = Peer::greeted(&server, "other");
-    let (own, foreign) = (region(&mut owner, 4).region_id.get(), region(&mut other, 4).region_id.get());
+    let (own, foreign) = (owner.region(4).region_id.get(), other.region(4).region_id.get());
     let batch = [
         record(1, own, 0, 4096),
         record(2, 999, 0, 10),
@@ -272,7 +260,7 @@ fn a_region_is_returned_by_its_owners_session_only() {
     let server = start(&[]);
     let (mut owner, _) = Peer::greeted(&server, "same name");
     let (mut thief, _) = Peer::greeted(&server, "same name");
-    let region = region(&mut owner, 4).region_id;
+    let region = owner.region(4).region_id;
     let request = maru_proto::ReturnAllocRequest { region_id: region, reserved: 0.into() };
     assert_eq!(thief.call(Opcode::ReturnAlloc, Flags::NONE, &[request]).status, FrameStatus::Unauthorized);
     assert_eq!(owner.call(Opcode::ReturnAlloc, Flags::NONE, &[request]).status, FrameStatus::Ok);
@@ -283,7 +271,7 @@ fn a_region_is_returned_by_its_owners_session_only() {
 fn a_session_is_joined_by_its_token_only() {
     let server = start(&[]);
     let (mut first, hello) = Peer::greeted(&server, "a");
-    let region = region(&mut first, 4).region_id;
+    let region = first.region(4).region_id;
     let mut second = Peer::connect(&server);
     let joined = second.hello("a", hello.session);
     assert_eq!((joined.resumed, joined.instance), (1, hello.instance));
@@ -363,7 +351,7 @@ fn what_is_over_a_limit_is_told_so() {
         pool_id: RequestAllocRequest::ANY_POOL.into(),
         reserved: 0.into(),
     };
-    let region = region(&mut first, 512).region_id.get();
+    let region = first.region(512).region_id.get();
     let more = first.call(Opcode::RequestAlloc, Flags::NONE, &[pages(1)]);
     assert_eq!(more.status, FrameStatus::Limit, "regions of an instance");
     let too_many = second.call(Opcode::RequestAlloc, Flags::NONE, &[pages(100)]);

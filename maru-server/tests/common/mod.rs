@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 
 use maru_proto::{
     ConnectionKind, DEFAULT_MAX_BODY, Flags, Frame, FrameStatus, Head, HelloRequest, HelloResponse,
-    InstanceId, KeyDigest, Opcode, SessionToken, StatKind, StatRecord, Step, decode, encode,
-    max_response_body,
+    InstanceId, KeyDigest, Opcode, RegionRecord, RequestAllocRequest, SessionToken, StatKind, StatRecord,
+    Step, decode, encode, max_response_body,
 };
 use maru_tests::{PATIENCE, ServerProcess};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -100,6 +100,19 @@ impl Peer {
             self.call(Opcode::Hello, Flags::NONE, &[HelloRequest::new(id, ConnectionKind::Data, session)]);
         assert_eq!(response.status, FrameStatus::Ok);
         HelloResponse::read_from_bytes(&response.body).expect("a HELLO response")
+    }
+
+    /// A region of so many pages of 4 KiB.
+    pub fn region(&mut self, pages: u64) -> RegionRecord {
+        let request = RequestAllocRequest {
+            size: (pages * 4096).into(),
+            page_size: 4096.into(),
+            pool_id: RequestAllocRequest::ANY_POOL.into(),
+            reserved: 0.into(),
+        };
+        let response = self.call(Opcode::RequestAlloc, Flags::NONE, &[request]);
+        assert_eq!(response.status, FrameStatus::Ok);
+        RegionRecord::read_from_bytes(&response.body).expect("a region")
     }
 
     /// A figure of the server's; of those with a detail, the sum over all.

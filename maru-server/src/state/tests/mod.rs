@@ -6,6 +6,7 @@ use super::*;
 
 mod entries;
 mod evicting;
+mod inspection;
 mod instances;
 mod regions;
 
