@@ -149,7 +149,7 @@ fn pool(facts: &Facts) -> Vec<Finding> {
              size=SIZE,huge=within_size maru DIR",
         )
     };
-    let left = format!("{} regions of {}", pool.regions, size(pool.region_bytes));
+    let left = format!("regions of {}", size(pool.region_bytes));
     let lock = match pool.lock {
         PoolLock::Unused => ok("pool lock", "no server has used it yet"),
         PoolLock::Held => ok("pool lock", format!("a server uses it: {left}")),
