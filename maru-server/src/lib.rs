@@ -1,5 +1,6 @@
 //! The metadata server of maru, as a library: [`run`] is the whole server, [`service::Service`] the part without I/O.
 
+mod configuration;
 mod counters;
 mod error;
 pub mod examination;
@@ -12,6 +13,7 @@ mod random;
 pub mod service;
 pub mod state;
 
+pub use configuration::{Configuration, ConfigurationError};
 pub use error::ServerError;
 pub use net::run;
 pub use options::Options;

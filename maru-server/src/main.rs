@@ -2,22 +2,36 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use maru_server::Options;
+use maru_server::{Configuration, ConfigurationError};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let configuration = match Configuration::load() {
+        Ok(configuration) => configuration,
+        Err(ConfigurationError::CommandLine(error)) => error.exit(),
+        Err(error) => return fail(&error.to_string()),
+    };
+    let options = &configuration.options;
     let filter = match EnvFilter::try_new(&options.log) {
         Ok(filter) => filter,
         Err(error) => return fail(&format!("--log {}: {error}", options.log)),
     };
+    if options.check_config {
+        if let Err(error) = configuration.check() {
+            return fail(&error.to_string());
+        }
+        print!("{configuration}");
+        return ExitCode::SUCCESS;
+    }
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
-    match maru_server::run(&options) {
+    for variable in &configuration.unknown_variables {
+        tracing::warn!(variable, "set in the environment, but there is no such option");
+    }
+    match maru_server::run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),
     }

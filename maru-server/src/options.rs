@@ -8,78 +8,112 @@ use bytesize::ByteSize;
 use clap::Parser;
 
 /// The metadata server of maru: instances share KV-cache chunks through a pool of memory that it hands out.
+///
+/// The first paragraph of an option's text is also its row in the README, where `[default: …]` becomes the default.
 #[derive(Clone, Debug, Parser)]
-#[command(version, max_term_width = 110, args_override_self = true)]
+#[command(
+    version,
+    about = "The metadata server of maru: instances share KV-cache chunks through a pool of memory that it hands out",
+    long_about = None,
+    after_help = crate::configuration::HELP,
+    max_term_width = 110,
+    args_override_self = true
+)]
 pub struct Options {
-    /// Unix socket to listen on [default: $XDG_RUNTIME_DIR/maru/maru.sock, else maru-UID/maru.sock in the folder for
-    /// temporary files]. Its folder is made with mode 0700 where it does not exist.
+    /// File with options, in TOML [default: none].
+    ///
+    /// Keys are the names of options without the dashes, such as pool-size = "64GiB".
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Check the options, print all of them with where each comes from, and end.
+    ///
+    /// What is printed is such a file itself. Nothing is opened that a server that runs would use.
+    #[arg(long)]
+    pub check_config: bool,
+
+    /// Unix socket; its folder is made with mode 0700 [default: $XDG_RUNTIME_DIR/maru/maru.sock, else
+    /// maru-UID/maru.sock under the temporary folder].
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
 
-    /// TCP address to listen on as well, such as 127.0.0.1:5555. Any but a loopback address needs --auth-token-file. Clients
-    /// of this host that come by it move onto the Unix socket by themselves, where they may use that.
+    /// TCP as well; beyond loopback only with a token. Clients of the same host move onto the Unix socket by themselves
+    /// [default: off].
+    ///
+    /// Such as 127.0.0.1:5555.
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<SocketAddr>,
 
-    /// File whose first line clients on TCP must present as their token.
+    /// What TCP clients must present [default: none].
+    ///
+    /// The first line of the file, of 16 to 64 characters.
     #[arg(long, value_name = "FILE")]
     pub auth_token_file: Option<PathBuf>,
 
-    /// Folder of the pool, on tmpfs, hugetlbfs or a DAX file system; made where it does not exist
-    /// [default: /dev/shm/maru-UID].
+    /// The pool's folder [default: /dev/shm/maru-UID].
+    ///
+    /// On tmpfs, hugetlbfs or a DAX file system; made where it does not exist.
     #[arg(long, value_name = "DIR")]
     pub pool_dir: Option<PathBuf>,
 
-    /// Bytes of the pool, such as 64GiB [default: a quarter of what is free on the folder's file system].
+    /// Bytes of the pool, such as 64GiB [default: a quarter of what is free there].
     #[arg(long, value_name = "SIZE")]
     pub pool_size: Option<ByteSize>,
 
-    /// Mount a tmpfs with huge pages at this folder and use it as the pool (needs root). It stays mounted
-    /// at the end, with the chunks in it; unmounting it gives the memory back.
+    /// As root: mount a tmpfs with huge pages there and use it as the pool; it stays mounted [default: off].
+    ///
+    /// The chunks stay in it; unmounting it gives the memory back. It needs --pool-size.
     #[arg(long, value_name = "DIR", conflicts_with = "pool_dir", requires = "pool_size")]
     pub pool_mount: Option<PathBuf>,
 
-    /// Discard what an earlier run left in the pool. Otherwise the server goes on from it: the same keys, the same regions,
-    /// the same sessions.
+    /// Discard what an earlier run left in the pool instead of going on from it.
+    ///
+    /// Otherwise the server goes on from it: the same keys, the same regions, the same sessions.
     #[arg(long)]
     pub fresh: bool,
 
-    /// How long an instance without a connection keeps its pins and its regions.
+    /// How long an instance without a connection keeps its pins and regions.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub grace: Duration,
 
-    /// How long a pin by name lasts after the instance last pinned the entry by name, and at most a tenth more; 0 for as
-    /// long as the instance. Guards last as long as their readers.
+    /// How long a pin by name lasts after the last one of its instance; 0s for ever, guards last as long as they live.
+    ///
+    /// It lasts at most a tenth longer.
     #[arg(long, value_name = "TIME", default_value = "600s", value_parser = humantime::parse_duration)]
     pub pin_ttl: Duration,
 
-    /// Another user that may connect to the Unix socket, by number; may be repeated. The server's own user and root always
-    /// may. The socket is open to all then, and who connects is told by the kernel.
-    #[arg(long, value_name = "UID")]
+    /// Other users that may connect to the Unix socket, by number; several with commas, or repeated [default: nobody but
+    /// the server's own user and root].
+    ///
+    /// The socket is open to all then, and who connects is told by the kernel.
+    #[arg(long, value_name = "UID", value_delimiter = ',')]
     pub allow_uid: Vec<u32>,
 
-    /// The same for all users whose primary group this is.
-    #[arg(long, value_name = "GID")]
+    /// The same for all users whose primary group this is [default: nobody].
+    #[arg(long, value_name = "GID", value_delimiter = ',')]
     pub allow_gid: Vec<u32>,
 
     /// How long a new connection may take to say HELLO.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub hello_deadline: Duration,
 
-    /// How long a peer may take for the rest of a frame that it has begun, and to take its answers; 0 for ever.
+    /// How long a peer may take for the rest of a frame that it has begun, and to take its answers; 0s for ever.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub stall_timeout: Duration,
 
-    /// How long a connection may be silent; 0 for ever. Hosts that are gone are noticed without it.
+    /// How long a connection may be silent; 0s for ever.
+    ///
+    /// Hosts that are gone are noticed without it.
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     pub idle_timeout: Duration,
 
-    /// Entries in the directory, and so pages in all regions together [default: one for every 4 KiB of the pool, at
-    /// most 16,777,216]. Each takes about 80 bytes once used.
+    /// Entries, and so pages of all regions [default: one for each 4 KiB of pool, at most 16,777,216].
+    ///
+    /// Each takes about 80 bytes once used.
     #[arg(long, value_name = "N")]
     pub max_entries: Option<u32>,
 
-    /// Pins that one entry may have.
+    /// Pins of one entry.
     #[arg(long, value_name = "N", default_value_t = 65_535)]
     pub max_pins_per_entry: u32,
 
@@ -99,29 +133,36 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub max_regions_per_instance: u32,
 
-    /// Bytes of a request's body. A larger batch is refused; clients split theirs by what the server says.
+    /// Bytes of a request's body; clients split larger batches.
     #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = body_size)]
     pub max_body: u32,
 
-    /// Bytes of answers that a connection gathers before it has to take them, one more frame's at most on top.
+    /// Bytes of answers that a connection gathers before it has to take them.
+    ///
+    /// One more frame's at most come on top.
     #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = unanswered_size)]
     pub max_unanswered: usize,
 
-    /// How connections are driven: by a ring of the server's own, or by tasks of tokio-uring, which is slower and
-    /// needs less of the kernel. Auto takes the first where the kernel can.
+    /// A ring of the server's own, or tokio-uring alone, which is slower and needs less of the kernel.
+    ///
+    /// Auto takes the first where the kernel can.
     #[arg(long, value_enum, default_value_t = Driver::Auto)]
     pub driver: Driver,
 
-    /// How long the ring driver looks for the next request before it sleeps, while requests follow each other within
-    /// this time. A longer time answers sooner and uses more of a core; an idle server uses none either way.
+    /// How long the ring driver looks for the next request before it sleeps.
+    ///
+    /// It looks while requests follow each other within this time. A longer time answers sooner and uses more of a core; an
+    /// idle server uses none either way.
     #[arg(long, value_name = "TIME", default_value = "100us", value_parser = humantime::parse_duration)]
     pub spin: Duration,
 
-    /// Let any instance stop the server by the operation SHUTDOWN.
+    /// Let instances stop the server, by the operation SHUTDOWN.
     #[arg(long)]
     pub allow_shutdown: bool,
 
-    /// What to log: error, warn, info, debug, trace, or a filter such as info,maru_server::net=debug.
+    /// What to log, to stderr.
+    ///
+    /// error, warn, info, debug, trace, or a filter such as info,maru_server::net=debug.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub log: String,
 }

@@ -100,6 +100,49 @@ fn what_can_not_work_is_one_clear_sentence() {
     assert_says(&refused(&["--log", "maru=loud"]), "--log maru=loud");
 }
 
+/// Runs `--check-config` with a file of options; whether it is content, and what it said on which output.
+fn checked(file: &str, options: &[&str]) -> (bool, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("maru.toml");
+    std::fs::write(&path, file).unwrap();
+    let mut command = ServerProcess::command(folder.path(), &["--check-config"]);
+    let output = command.arg("--config").arg(&path).args(options).stdin(Stdio::null()).output().unwrap();
+    assert!(!folder.path().join("maru.sock").exists() && !folder.path().join("pool").exists());
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_configuration_is_checked_without_serving() {
+    let (is_content, shown, said) = checked("grace = \"20s\"", &["--spin", "1ms"]);
+    assert!(is_content && said.is_empty(), "{said}");
+    let has = |option: &str, source: &str| {
+        shown.lines().any(|line| line.starts_with(option) && line.ends_with(source))
+    };
+    assert!(has("grace = \"20s\"", "maru.toml:1") && has("spin = \"1ms\"", "# the command line"), "{shown}");
+
+    for (file, says) in [
+        ("graze = \"20s\"", "maru.toml:1: there is no option graze"),
+        ("listen = \"0.0.0.0:5555\"", "needs --auth-token-file"),
+        ("auth-token-file = \"/nowhere\"", "the token in /nowhere can't be used"),
+        ("log = \"maru=loud\"", "--log maru=loud"),
+    ] {
+        let (is_content, shown, said) = checked(file, &[]);
+        assert!(!is_content && shown.is_empty(), "{file}");
+        assert_says(&said, says);
+    }
+}
+
+#[test]
+fn a_server_takes_its_options_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("maru.toml");
+    std::fs::write(&path, "max-body = \"1KiB\"\ngrace = \"7s\"\n").unwrap();
+    let server = ServerProcess::start_in(folder, &["--config", path.to_str().unwrap()]);
+    let (_peer, greeting) = Peer::greeted(&server, "a");
+    assert_eq!((greeting.max_body.get(), greeting.grace_ms.get()), (1024, 7000));
+}
+
 #[test]
 fn a_pool_without_huge_pages_names_the_mount_that_would_have_them() {
     let server = ServerProcess::start(&[]);

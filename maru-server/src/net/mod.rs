@@ -210,7 +210,8 @@ fn reactor(options: &Options, service: &mut Service) -> Result<Option<Reactor>, 
             Ok(Some(reactor))
         }
         Err(error) if options.driver == Driver::Auto => {
-            warn!(%error, "the kernel can't run the fast driver (Linux 6.1 or later can); using the plain one");
+            let reason = ring::explain(&error);
+            warn!(reason, "the fast driver can't run (Linux 6.1 or later can run it); using the plain one");
             Ok(None)
         }
         Err(error) => Err(ServerError::Ring(ring::explain(&error))),
@@ -364,7 +365,7 @@ fn served_socket(path: &Path) -> Option<ServedSocket> {
     described.inspect_err(|error| debug!(%error, "clients on TCP are not told of the Unix socket")).ok()
 }
 
-fn read_token(options: &Options) -> Result<Option<AuthToken>, ServerError> {
+pub(crate) fn read_token(options: &Options) -> Result<Option<AuthToken>, ServerError> {
     let Some(path) = &options.auth_token_file else {
         return match options.listen {
             Some(address) if !address.ip().is_loopback() => Err(ServerError::TokenNeeded(address)),
