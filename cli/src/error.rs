@@ -61,6 +61,9 @@ pub(crate) enum CliError {
         "standard input is no terminal, so nobody can be asked; add --yes to release without being asked"
     )]
     NobodyToAsk,
+    /// What somebody answers can't be read.
+    #[error("can't read what you answer: {0}")]
+    Input(#[source] io::Error),
     /// There is nothing to draw on.
     #[error("maru top needs a terminal; `maru status --watch` does without")]
     NoTerminal,

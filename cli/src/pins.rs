@@ -87,14 +87,15 @@ fn release(
     printer: &mut Printer<impl Write>,
 ) -> Result<Answer, CliError> {
     let named = pins.iter().filter(|pins| pins.named.get() > 0).copied().collect::<Vec<_>>();
-    let guarded = pins.iter().filter(|pins| pins.guards.get() > 0).count();
+    let guarded = pins.iter().filter(|pins| pins.guards.get() > 0).count() as u64;
     let mut is_wanted = true;
     if !is_confirmed && !named.is_empty() {
         if printer.format() == Format::Text {
             printer.show(&report(pins, names, None))?;
         }
         let count = named.iter().map(|pins| u64::from(pins.named.get())).sum::<u64>();
-        is_wanted = ask(&format!("Release {count} pins by name on {} entries?", named.len()))?;
+        let (pins, entries) = (number(count, "pin", "pins"), number(named.len() as u64, "entry", "entries"));
+        is_wanted = ask(&format!("Release {pins} by name on {entries}?"))?;
     }
     let mut released =
         if is_wanted { maru.release_pins(&named).map_err(explained)? } else { Vec::new() }.into_iter();
@@ -106,12 +107,17 @@ fn release(
     printer.show(&report(pins, names, Some(&outcomes)))?;
     if guarded > 0 {
         printer.say(&format!(
-            "{guarded} entries are held by guards: a reader that lives may be looking at the bytes. They go when it drops \
-             them, or with its process."
+            "held by guards: {}. A reader that lives may be looking at the bytes; they go when it drops them, or with its \
+             process.",
+            number(guarded, "entry", "entries")
         ))?;
     }
     let stayed = |outcome: &Outcome| matches!(outcome, Outcome::Kept | Outcome::Tried(Released::NotPinned));
     Ok(Answer::yes_if(!outcomes.iter().any(stayed)))
+}
+
+fn number(count: u64, one: &str, several: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { several })
 }
 
 fn ask(question: &str) -> Result<bool, CliError> {
@@ -120,6 +126,6 @@ fn ask(question: &str) -> Result<bool, CliError> {
     }
     eprint!("{question} [y/N] ");
     let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(CliError::Output)?;
+    io::stdin().read_line(&mut answer).map_err(CliError::Input)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

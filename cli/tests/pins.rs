@@ -86,7 +86,7 @@ fn a_guard_is_never_released() {
     let said = maru(&server, &["pins", "--release", "--yes"]);
     assert_eq!(said.code, 0, "all that may be released was");
     assert!(said.stdout.contains("released") && said.stdout.contains("stays: a guard"), "{}", said.stdout);
-    assert!(said.stdout.contains("a reader that lives"), "{}", said.stdout);
+    assert!(said.stdout.contains("A reader that lives"), "{}", said.stdout);
 
     assert_eq!(engine.each(Command::Delete(keys(&["a", "b"]))), ["pinned", "pinned"]);
     assert_eq!(reader.call(Command::CheckHeld), Reply::Done);

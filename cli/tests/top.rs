@@ -158,7 +158,7 @@ fn somebody_at_a_terminal_is_asked_before_pins_are_released() {
     engine.each(Command::Pin(vec!["a".to_owned()]));
     for (answer, left) in [("n\r", "1"), ("y\r", "0")] {
         let mut asked = InTerminal::start(command(&server.socket(), &["pins", "--release"]));
-        asked.wait_for(&["Release 1 pins by name on 1 entries? [y/N]"]);
+        asked.wait_for(&["Release 1 pin by name on 1 entry? [y/N]"]);
         asked.press(answer);
         assert_eq!(asked.ends_well(), left == "0");
         let status = maru_at(&server.socket(), &["status"]);

@@ -1106,7 +1106,7 @@ impl Service {
             held_seconds: request.held_s.get().into(),
         };
         // One place is for how far the server has looked.
-        let limit = self.records_that_fit::<HeldPinsRecord>() - 1;
+        let limit = self.records_that_fit::<HeldPinsRecord>().saturating_sub(1).max(1);
         let mut records = Vec::new();
         let after = PinsAfter::from(request.after.get());
         let come_to = self.state.pins_after(after, &filter, limit, now, |place, pins| {

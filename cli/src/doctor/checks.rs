@@ -149,7 +149,7 @@ fn pool(facts: &Facts) -> Vec<Finding> {
              size=SIZE,huge=within_size maru DIR",
         )
     };
-    let left = format!("{} regions of {}", pool.regions, size(pool.region_bytes));
+    let left = format!("regions of {}", size(pool.region_bytes));
     let lock = match pool.lock {
         PoolLock::Unused => ok("pool lock", "no server has used it yet"),
         PoolLock::Held => ok("pool lock", format!("a server uses it: {left}")),
@@ -175,7 +175,7 @@ fn socket(address: &Address, socket: Socket) -> Finding {
             format!("{address} does not exist"),
             "start maru-server, or name its socket with --socket; mount its folder where a container should see it",
         ),
-        Socket::NoSocket => wrong(
+        Socket::OtherFile => wrong(
             "socket",
             format!("{address} is no socket"),
             "remove it, or choose another --socket for both",
@@ -364,7 +364,7 @@ mod tests {
     fn each_state_of_a_socket_has_a_fix_of_its_own() {
         for (found, verdict, fix) in [
             (Socket::Missing, Verdict::Wrong, "start maru-server"),
-            (Socket::NoSocket, Verdict::Wrong, "remove it"),
+            (Socket::OtherFile, Verdict::Wrong, "remove it"),
             (Socket::Forbidden, Verdict::Wrong, "--allow-uid"),
             (Socket::Abandoned, Verdict::Wrong, "takes the socket over"),
             (Socket::Open { is_replaceable: true }, Verdict::Warn, "chmod go-w"),

@@ -46,8 +46,8 @@ pub(super) struct ServerFacts {
 pub(super) enum Socket {
     /// There is nothing.
     Missing,
-    /// There is a file that is none.
-    NoSocket,
+    /// There is a file, and no socket.
+    OtherFile,
     /// This user may not connect to it, or not even look at it.
     Forbidden,
     /// Nobody listens any more.
@@ -110,7 +110,7 @@ fn socket(path: &Path) -> Socket {
     };
     match path.symlink_metadata().and_then(|_| path.metadata()) {
         Err(error) => return of_error(&error),
-        Ok(file) if !file.file_type().is_socket() => return Socket::NoSocket,
+        Ok(file) if !file.file_type().is_socket() => return Socket::OtherFile,
         Ok(_) => {}
     }
     match UnixStream::connect(path) {
@@ -137,7 +137,7 @@ mod tests {
         let path = folder.path().join("maru.sock");
         assert_eq!(socket(&path), Socket::Missing);
         std::fs::write(&path, "").unwrap();
-        assert_eq!(socket(&path), Socket::NoSocket);
+        assert_eq!(socket(&path), Socket::OtherFile);
         std::fs::remove_file(&path).unwrap();
         let listener = UnixListener::bind(&path).unwrap();
         assert_eq!(socket(&path), Socket::Open { is_replaceable: false });
