@@ -126,7 +126,12 @@ fn top_shows_a_server_at_work_and_gives_the_terminal_back() {
     top.press("3");
     top.wait_for(&["connections", "slack", "200.0 KiB"]);
     top.press("2");
-    top.wait_for(&["p99.9", "GET_STATS"]);
+    let operations = top.wait_for(&["p99.9", "BATCH_LOOKUP_KV"]);
+    let looked_up = operations.lines().find(|line| line.contains("BATCH_LOOKUP_KV")).unwrap();
+    assert!(
+        looked_up.contains("us") && !looked_up.contains(" - "),
+        "it tells how long that took: {looked_up}"
+    );
     top.press("p");
     top.wait_for(&["paused"]);
     top.press("p");

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use maru_client::{MaruHandler, PoolRecord, ServerStats, StatKind, UsageRecord};
-use maru_proto::Opcode;
+use maru_client::{Error, MaruHandler, PoolRecord, ServerStats, StatKind, UsageRecord};
+use maru_proto::{FrameStatus, Opcode};
 
 use crate::error::CliError;
 use crate::server::{identity, instances, name};
@@ -100,16 +100,32 @@ impl Sample {
             address: maru.server_address().to_string(),
             figures: Figures::of(&stats, own_connections),
             frames: operations.filter(|(_, frames)| *frames > 0).collect(),
-            latencies: latencies(maru),
+            latencies: latencies(maru)?,
             instances: usages.iter().map(Instance::of).collect(),
             pools: maru.pools()?.iter().map(Pool::of).collect(),
         })
     }
 }
 
-/// How long each operation takes inside the server: nothing as yet, since no server tells.
-fn latencies(_: &MaruHandler) -> Vec<Latency> {
-    Vec::new()
+/// How long each operation takes inside the server; nothing of one that is too old to tell.
+///
+/// # Errors
+/// Those of any other request.
+fn latencies(maru: &MaruHandler) -> Result<Vec<Latency>, CliError> {
+    let told = match maru.latencies() {
+        Err(Error::Refused { status: FrameStatus::UnsupportedOpcode, .. }) => return Ok(Vec::new()),
+        told => told?,
+    };
+    let latency = |opcode: Opcode| {
+        let of = told.of(opcode);
+        Some(Latency {
+            operation: opcode.name(),
+            p50: of.percentile(50.0)?,
+            p99: of.percentile(99.0)?,
+            p999: of.percentile(99.9)?,
+        })
+    };
+    Ok(told.operations().filter_map(latency).collect())
 }
 
 impl Figures {
