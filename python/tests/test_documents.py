@@ -59,7 +59,7 @@ def links_lead_somewhere(document: Path, root: Path) -> None:
             continue
         path, _, heading = link.partition("#")
         target = (document.parent / path).resolve() if path else document
-        assert target.is_file() and target.is_relative_to(root), f"{document.name} links to {link}"
+        assert target.exists() and target.is_relative_to(root), f"{document.name} links to {link}"
         assert not heading or heading in headings(target), f"{document.name} links to {link}"
 
 
