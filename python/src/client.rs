@@ -1,11 +1,11 @@
 //! The client of one instance. Whatever waits, maps or copies does so without the interpreter's lock.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use maru_client::{Address, Config, Error, KeyDigest, MaruHandler, PageLocation, PageMut, StatKind};
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyBufferError, PyKeyError, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyKeyError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMemoryView};
 use pyo3_async_runtimes::tokio::future_into_py;
@@ -14,7 +14,7 @@ use crate::answers::{Chunks, deleted, pinned, stored, unpinned, value};
 use crate::error::exception;
 use crate::held::{Held, Page};
 use crate::keys::{digest, digests};
-use crate::memory::{Holder, Memory};
+use crate::memory::{Holder, Memory, forks};
 
 /// What an `AllocHandle` says: region, index and length, and the memory that it shows if it shows any.
 type Handle<'py> = (u32, u32, usize, Option<Bound<'py, PyAny>>);
@@ -94,12 +94,6 @@ impl Client {
         Ok(Client { handler: value(handler)?, held: Arc::default(), chunk_size, writable: copy_on_write })
     }
 
-    /// The instance's name.
-    #[getter]
-    fn instance_id(&self) -> &str {
-        self.handler.instance_id()
-    }
-
     /// Refuses new work and gives regions back.
     fn close(&self, py: Python<'_>) {
         py.detach(|| {
@@ -168,7 +162,7 @@ impl Client {
     ) -> PyResult<Bound<'py, PyAny>> {
         let prepared = self.prepare_store(keys, pages)?;
         let outcomes = self.handler.batch_store_async(&prepared.keys, prepared.pages);
-        future_into_py(py, async move { Ok(prepared.order.outcomes(stored(value(outcomes.await)?))) })
+        awaited(py, async move { Ok(prepared.order.outcomes(stored(value(outcomes.await)?))) })
     }
 
     /// Finds and pins one chunk.
@@ -193,7 +187,7 @@ impl Client {
     ) -> PyResult<Bound<'py, PyAny>> {
         let chunks = self.handler.batch_retrieve_async(&digests(&self.handler, keys)?);
         let (handler, held, writable) = (self.handler.clone(), Arc::clone(&self.held), self.writable);
-        future_into_py(py, async move { Ok(Chunks::new(&handler, &held, writable, value(chunks.await)?)) })
+        awaited(py, async move { Ok(Chunks::new(&handler, &held, writable, value(chunks.await)?)) })
     }
 
     /// Whether a key has a chunk.
@@ -215,7 +209,7 @@ impl Client {
         keys: &Bound<'_, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let found = self.handler.batch_exists_async(&digests(&self.handler, keys)?);
-        future_into_py(py, async move { value(found.await) })
+        awaited(py, async move { value(found.await) })
     }
 
     /// Pins chunks by name up to the first that can't be.
@@ -227,7 +221,7 @@ impl Client {
     /// [`Client::batch_pin`], awaited.
     fn batch_pin_async<'py>(&self, py: Python<'py>, keys: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         let outcomes = self.handler.batch_pin_kv_async(&digests(&self.handler, keys)?);
-        future_into_py(py, async move { value(outcomes.await).map(pinned) })
+        awaited(py, async move { value(outcomes.await).map(pinned) })
     }
 
     /// Gives back one pin by name of each chunk.
@@ -243,7 +237,7 @@ impl Client {
         keys: &Bound<'_, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let outcomes = self.handler.batch_unpin_kv_async(&digests(&self.handler, keys)?);
-        future_into_py(py, async move { value(outcomes.await).map(unpinned) })
+        awaited(py, async move { value(outcomes.await).map(unpinned) })
     }
 
     /// Deletes chunks that nobody reads.
@@ -259,7 +253,7 @@ impl Client {
         keys: &Bound<'_, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let outcomes = self.handler.batch_delete_async(&digests(&self.handler, keys)?);
-        future_into_py(py, async move { value(outcomes.await).map(deleted) })
+        awaited(py, async move { value(outcomes.await).map(deleted) })
     }
 
     /// A view of bytes of a mapped region, counted as if its pages were as long as chunks can be; `None` where there are
@@ -487,6 +481,25 @@ impl Client {
 /// The page that an object shows, if it is memory of a page.
 fn page_of<'a>(shown: Option<&'a Bound<'_, PyAny>>) -> Option<&'a Arc<Page>> {
     shown?.cast::<Memory>().ok()?.get().page()
+}
+
+/// Has a future awaited by asyncio.
+///
+/// # Errors
+/// `RuntimeError` in the child of a fork whose parent awaited something: the thread that would see to it is the parent's.
+fn awaited<'py, T>(
+    py: Python<'py>,
+    future: impl Future<Output = PyResult<T>> + Send + 'static,
+) -> PyResult<Bound<'py, PyAny>>
+where
+    T: for<'a> IntoPyObject<'a> + Send + 'static,
+{
+    static RUNS_SINCE_FORK: OnceLock<u32> = OnceLock::new();
+    if *RUNS_SINCE_FORK.get_or_init(forks) != forks() {
+        let text = "what the parent of a fork has awaited, its child can't await; start processes by spawn";
+        return Err(PyRuntimeError::new_err(text));
+    }
+    future_into_py(py, future)
 }
 
 /// Maps all regions that there are. One that can't be mapped is an error when a chunk in it is read.

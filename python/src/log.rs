@@ -3,9 +3,9 @@
 //! An event may come up anywhere, also under a lock that a thread with the interpreter's lock waits for. So nothing here
 //! waits for Python: events are queued, and a Python thread fetches them.
 
+use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
 use tracing::field::{Field, Visit};
@@ -15,19 +15,28 @@ use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry};
 
-/// Events that may wait for Python; further ones are dropped.
+/// Lines that may wait for Python; further ones are dropped.
 const QUEUE: usize = 1024;
 
-/// A level of Python's logging, and a text; `None` is the end.
-type Line = Option<(u32, String)>;
+/// What waits for Python. Whoever waits for a line does not hold the lock, so that the child of a fork finds it free.
+static LINES: Mutex<Lines> = Mutex::new(Lines { waiting: VecDeque::new(), ended: false });
+static CHANGED: Condvar = Condvar::new();
 
-static QUEUED: OnceLock<(SyncSender<Line>, Mutex<Receiver<Line>>)> = OnceLock::new();
+struct Lines {
+    /// Each a level of Python's logging, and a text.
+    waiting: VecDeque<(u32, String)>,
+    ended: bool,
+}
+
+/// Nothing in here panics while it holds the lock.
+fn lines() -> MutexGuard<'static, Lines> {
+    LINES.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 struct Queue;
 
 impl<S: Subscriber> Layer<S> for Queue {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let Some((queue, _)) = QUEUED.get() else { return };
         let mut text = Text::default();
         event.record(&mut text);
         let level = match *event.metadata().level() {
@@ -36,8 +45,12 @@ impl<S: Subscriber> Layer<S> for Queue {
             Level::INFO => 20,
             _ => 10,
         };
+        let mut lines = lines();
         // Where Python does not keep up, lines are lost rather than requests held back.
-        let _ = queue.try_send(Some((level, text.message + &text.fields)));
+        if lines.waiting.len() < QUEUE {
+            lines.waiting.push_back((level, text.message + &text.fields));
+            CHANGED.notify_one();
+        }
     }
 }
 
@@ -58,7 +71,7 @@ impl Visit for Text {
     }
 }
 
-/// Queues what the client says from this level of Python's logging on.
+/// Queues what the client says from this level of Python's logging on, which the first call in a process decides.
 #[pyfunction]
 pub(crate) fn start_log(level: u32) {
     let level = match level {
@@ -67,25 +80,25 @@ pub(crate) fn start_log(level: u32) {
         21..=30 => LevelFilter::WARN,
         _ => LevelFilter::ERROR,
     };
-    let (sender, receiver) = sync_channel(QUEUE);
-    if QUEUED.set((sender, Mutex::new(receiver))).is_ok() {
-        // Nobody else in this module installs one.
-        let _ = Registry::default().with(Queue.with_filter(level)).try_init();
-    }
+    // What waits in the child of a fork is the parent's.
+    *lines() = Lines { waiting: VecDeque::new(), ended: false };
+    // Nobody else in this module installs one; in the child of a fork it is there already.
+    let _ = Registry::default().with(Queue.with_filter(level)).try_init();
 }
 
 /// Waits for the next line: its level and text, or `None` when there will be none.
 #[pyfunction]
-pub(crate) fn next_log_event(py: Python<'_>) -> Line {
-    let (_, queue) = QUEUED.get()?;
-    py.detach(|| queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok().flatten())
+pub(crate) fn next_log_event(py: Python<'_>) -> Option<(u32, String)> {
+    py.detach(|| {
+        let has_to_wait = |lines: &mut Lines| lines.waiting.is_empty() && !lines.ended;
+        let lines = CHANGED.wait_while(lines(), has_to_wait);
+        lines.unwrap_or_else(PoisonError::into_inner).waiting.pop_front()
+    })
 }
 
 /// Ends the thread that waits for lines once it has those that are queued.
 #[pyfunction]
-pub(crate) fn stop_log(py: Python<'_>) {
-    if let Some((queue, _)) = QUEUED.get() {
-        // The receiver is never dropped.
-        let _ = py.detach(|| queue.send(None));
-    }
+pub(crate) fn stop_log() {
+    lines().ended = true;
+    CHANGED.notify_all();
 }

@@ -61,8 +61,7 @@ impl Memory {
         // SAFETY: the offset is inside the region.
         let start = unsafe { region.as_ptr().add(offset) };
         let readonly = !(writable && region.is_writable());
-        let forks = FORKS.load(Ordering::Relaxed);
-        Memory { holder: ManuallyDrop::new(holder), start, length, readonly, forks }
+        Memory { holder: ManuallyDrop::new(holder), start, length, readonly, forks: forks() }
     }
 
     /// The page that it shows, if that was allocated here.
@@ -105,15 +104,11 @@ impl Memory {
         };
         if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
-
-    fn __len__(&self) -> usize {
-        self.length
-    }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if self.forks == FORKS.load(Ordering::Relaxed) {
+        if self.forks == forks() {
             // SAFETY: the value is not used again.
             unsafe { ManuallyDrop::drop(&mut self.holder) };
         }
@@ -125,6 +120,11 @@ impl Drop for Memory {
 #[pyfunction]
 pub(crate) fn address(buffer: &Bound<'_, PyAny>) -> PyResult<usize> {
     Ok(PyBuffer::<u8>::get(buffer)?.buf_ptr() as usize)
+}
+
+/// How often this process is the child of a fork since it has this module.
+pub(crate) fn forks() -> u32 {
+    FORKS.load(Ordering::Relaxed)
 }
 
 /// This process is the child of a fork: whatever was made before belongs to the parent.

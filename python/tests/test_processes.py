@@ -88,6 +88,41 @@ def test_the_child_of_a_fork_leaves_the_parents_session_alone(server: Server) ->
     assert done.returncode == 0, done.stderr
 
 
+def test_the_child_of_a_fork_logs_and_ends_like_any_process(server: Server) -> None:
+    code = """
+        if os.fork() == 0:
+            assert maru.connect() and maru.store("key", data=b"chunk")
+            os.kill(int(os.environ["SERVER"]), signal.SIGKILL)
+            assert not maru.healthcheck()
+            print("the child ends", flush=True)
+            sys.exit(7)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
+    """
+    os.environ["SERVER"] = str(server._process.pid)
+    done = run(server, code)
+    assert (done.returncode, done.stdout) == (0, "the child ends\n"), done.stderr
+    assert "lost the connection" in done.stderr, "the parent asked for nothing and so has not noticed"
+
+
+def test_the_child_of_a_fork_is_told_that_it_can_not_await_what_its_parent_awaited(server: Server) -> None:
+    code = """
+        import asyncio
+        asyncio.run(maru.exists_async("key"))
+        if os.fork() == 0:
+            assert maru.connect() and not maru.exists("key")
+            try:
+                asyncio.run(maru.exists_async("key"))
+            except RuntimeError as error:
+                print(error, flush=True)
+            sys.exit(7)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
+        assert not asyncio.run(maru.exists_async("key"))
+    """
+    done = run(server, code)
+    assert done.returncode == 0, done.stderr
+    assert "start processes by spawn" in done.stdout
+
+
 def test_what_the_client_has_to_say_is_logged(server: Server) -> None:
     code = """
         maru.exists("key")

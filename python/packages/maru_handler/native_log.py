@@ -39,7 +39,7 @@ def _stop(thread: threading.Thread) -> None:
 
 
 def _after_fork_in_child() -> None:
-    # The thread is the parent's; there is none here until a handler connects, and then the queue is still the one.
+    # The thread is the parent's; there is none here until a handler connects.
     global _thread, _started
     if _thread is not None:
         atexit.unregister(_stop)
