@@ -10,12 +10,8 @@ compared byte by byte.
 from __future__ import annotations
 
 import argparse
-import shutil
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +19,10 @@ from pathlib import Path
 import torch
 
 from maru import MaruConfig, MaruHandler
+
+# The server of the examples serves here as well.
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+from server import running_server
 
 READ_ONLY = 0x08
 
@@ -38,25 +38,8 @@ def main() -> None:
     chunk_size = options.chunk_size << 20
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     print(f"{options.chunks} chunks of {options.chunk_size} MiB")
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        path = Path(folder) / "maru.sock"
-        command = ["maru-server", "--socket", str(path), "--pool-dir", str(Path(folder) / "pool"), "--log", "error"]
-        if shutil.which("maru-server") is None:
-            sys.exit("maru-server is not on the PATH; install the wheel that python/build-wheel makes")
-        server = subprocess.Popen([*command, "--pool-size", str((options.chunks + 8) * chunk_size)])
-        try:
-            while not listens(path):
-                time.sleep(0.01)
-            measure(f"unix://{path}", chunk_size, options.chunks, options.rounds)
-        finally:
-            server.kill()
-            server.wait()
-
-
-def listens(path: Path) -> bool:
-    """Whether a server takes connections: its socket is there a moment before."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
+    with running_server(str((options.chunks + 8) * chunk_size)) as url:
+        measure(url, chunk_size, options.chunks, options.rounds)
 
 
 def measure(url: str, chunk_size: int, chunks: int, rounds: int) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from maru import MaruConfig, MaruHandler
+
+# The server of the examples serves here as well.
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+from server import running_server
 
 BATCH = 512
 CHUNK = 1 << 20
@@ -46,8 +48,9 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=1.0, help="of each path in a round")
     arguments.add_argument("--json", type=Path)
     options = arguments.parse_args()
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        rows = measure(Path(folder), options.rounds, options.seconds)
+    config = MaruConfig(chunk_size_bytes=CHUNK, pool_size=600 * CHUNK)
+    with running_server("1GiB") as config.server_url, MaruHandler(config) as maru:
+        rows = measure(maru, config.server_url.removeprefix("unix://"), options.rounds, options.seconds)
     print(f"{'µs, medians':36}{'Python':>9}{'least':>9}{'most':>9}{'Rust':>9}{'ratio':>7}")
     for row in rows:
         rust = f"{row.rust:9.1f}{row.ratio:7.2f}" if row.rust and row.ratio else f"{'-':>9}{'-':>7}"
@@ -56,28 +59,7 @@ def main() -> None:
         options.json.write_text(json.dumps({"rows": [asdict(row) for row in rows]}, indent=2))
 
 
-def measure(folder: Path, rounds: int, seconds: float) -> list[Row]:
-    path = folder / "maru.sock"
-    command = [program("maru-server"), "--socket", str(path), "--pool-dir", str(folder / "pool"), "--log", "warn"]
-    server = subprocess.Popen([*command, "--pool-size", "1GiB"])
-    try:
-        while not listens(path):
-            time.sleep(0.01)
-        config = MaruConfig(server_url=f"unix://{path}", chunk_size_bytes=CHUNK, pool_size=600 * CHUNK)
-        with MaruHandler(config) as maru:
-            return rows(maru, path, folder / "rust.json", rounds, seconds)
-    finally:
-        server.kill()
-        server.wait()
-
-
-def listens(path: Path) -> bool:
-    """Whether a server takes connections: its socket is there a moment before."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
-
-
-def rows(maru: MaruHandler, server: Path, answer: Path, rounds: int, seconds: float) -> list[Row]:
+def measure(maru: MaruHandler, server: str, rounds: int, seconds: float) -> list[Row]:
     keys = [f"vllm@meta-llama/Llama-3.1-8B-Instruct@1@0@{n:016x}" for n in range(BATCH)]
     assert all(maru.batch_store(keys, [b"chunk"] * BATCH))
     chunk = bytes(CHUNK)
@@ -100,7 +82,7 @@ def rows(maru: MaruHandler, server: Path, answer: Path, rounds: int, seconds: fl
     for _ in range(rounds):
         for path, call, undo, operation in paths:
             if operation is not None:
-                rust[path].append(rust_median(server, answer, operation, seconds))
+                rust[path].append(rust_median(server, operation, seconds))
             python[path].append(python_median(call, undo, seconds))
     result = []
     for path, *_ in paths:
@@ -122,23 +104,17 @@ def python_median(call: Callable[[], object], undo: Callable[[object], object], 
     return statistics.median(times) * 1e6
 
 
-def rust_median(server: Path, answer: Path, operation: list[str], seconds: float) -> float:
+def rust_median(server: str, operation: list[str], seconds: float) -> float:
     name, batch = operation
-    command = [program("maru-bench"), "latency", "--op", name, "--batch", batch, "--connect", str(server)]
-    command += ["--keys", "2000", "--duration", f"{seconds}s", "--json", str(answer)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return float(json.loads(answer.read_text())["latency_us"]["p50"])
+    with tempfile.NamedTemporaryFile("r") as answer:
+        command = ["maru-bench", "latency", "--op", name, "--batch", batch, "--connect", server, "--json", answer.name]
+        command += ["--keys", "2000", "--duration", f"{seconds}s"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return float(json.load(answer)["latency_us"]["p50"])
 
 
 def nothing(_: object) -> None:
     """There is nothing to undo."""
-
-
-def program(name: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        sys.exit(f"{name} is not on the PATH; install the wheel that python/build-wheel makes")
-    return path
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ impl<'a, W: Way> Operations<'a, W> {
                     Ok(true) => {}
                     missing => {
                         // Neither this chunk nor what lies behind it can be read.
-                        self.shared.release(digests[n..pinned].iter().map(|digest| (link.number, *digest)));
+                        self.release(link, &digests[n..pinned], &locations[n..pinned]);
                         missing?;
                         return found.into_prefix();
                     }

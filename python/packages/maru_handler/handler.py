@@ -119,7 +119,7 @@ class MaruHandler:
         client = self._client
         if client is None:
             return False
-        return self._or_false("healthcheck", lambda: bool(client.stats()))
+        return self._or(False, "healthcheck", lambda: bool(client.stats()))
 
     # ---- pages -------------------------------------------------------------------------------------------------------
 
@@ -457,9 +457,6 @@ class MaruHandler:
         except MaruError as error:
             return self._failed(answer, operation, error)
 
-    def _or_false(self, operation: str, ask: Callable[[], bool]) -> bool:
-        return self._or(False, operation, ask)
-
     def _or_all_false(self, operation: str, keys: Sequence[object], ask: Callable[[], list[bool]]) -> list[bool]:
         try:
             return ask()
@@ -482,7 +479,7 @@ class MaruHandler:
 
     def _page_of(self, client: _native.Client, item: Storable) -> _Page | None:
         if isinstance(item, AllocHandle):
-            return item.region_id, item.page_index, item.size, item.buf
+            return item.region_id, item.page_index, item.size, item.buf.obj
         data = item.view if isinstance(item, MemoryInfo) else item
         try:
             buf, region_id, page_index = client.alloc_copy(data)
@@ -491,12 +488,13 @@ class MaruHandler:
         except MaruError as error:
             return self._failed(None, "store", error)
         else:
-            return region_id, page_index, len(buf), buf
+            return region_id, page_index, len(buf), buf.obj
         return None
 
 
-#: Where a chunk is to be stored, how long it is, and what keeps the page until then.
-_Page = tuple[int, int, int, memoryview]
+#: Where a chunk is to be stored, how long it is, and the memory of the page where that is known. This keeps a page that
+#: has no other user until it is stored, and a handle from storing what its page's next holder writes.
+_Page = tuple[int, int, int, object]
 
 
 class _Batch:
@@ -504,19 +502,14 @@ class _Batch:
 
     def __init__(self) -> None:
         self.keys: list[str | bytes] = []
-        # The last names the memory of the page where it is known: a handle must not store what its page's next holder
-        # writes.
-        self.pages: list[tuple[int, int, int, object]] = []
+        self.pages: list[_Page] = []
         self._has_page: list[bool] = []
-        self._kept: list[memoryview] = []
 
     def add(self, key: str | bytes, page: _Page | None) -> None:
         self._has_page.append(page is not None)
         if page is not None:
-            region_id, page_index, size, buf = page
             self.keys.append(key)
-            self.pages.append((region_id, page_index, size, buf.obj))
-            self._kept.append(buf)
+            self.pages.append(page)
 
     def outcomes(self, stored: Iterable[bool]) -> list[bool]:
         answers = iter(stored)
