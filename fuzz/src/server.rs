@@ -417,7 +417,7 @@ fn config() -> ServiceConfig {
         digest_key: DigestKey::from([7; 16]),
         auth: Some(AuthToken::new(SECRET).expect("it is short")),
         allow_shutdown: true,
-        pools: POOLS.iter().map(|spec| ServedPool { spec: *spec, path: "/pool".to_owned() }).collect(),
+        pools: POOLS.iter().map(|spec| ServedPool::tmpfs(*spec, "/pool")).collect(),
         socket: Some(ServedSocket { path: "/maru.sock".into(), boot_id: "a boot".to_owned() }),
     }
 }

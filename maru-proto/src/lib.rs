@@ -27,6 +27,7 @@ mod digest;
 mod frame;
 mod hello;
 mod opcode;
+mod pool_header;
 mod records;
 mod status;
 
@@ -40,11 +41,12 @@ pub use hello::{
     HelloResponse, INSTANCE_ID_MAX, InstanceId, InvalidInstanceId, SessionToken, VersionRange,
 };
 pub use opcode::Opcode;
+pub use pool_header::{InvalidPoolUuid, PoolHeader, PoolHeaderError, PoolUuid};
 pub use records::{
     AllocationFilter, EntryRecord, EntryRequest, EvictionReason, GetRegionRequest, HeartbeatRecord,
     HeldPinsRecord, LatencyRecord, LatencyRequest, ListAllocationsRequest, ListPinsRequest, LocationRecord,
-    POOL_PATH_MAX, PageRecord, PagesRequest, PinsRecord, PoolKind, PoolRecord, ReclaimRequest, RegionRecord,
-    RegionState, RegisterRecord, ReleasePinsRecord, RequestAllocRequest, ReturnAllocRequest,
+    POOL_PATH_MAX, PageRecord, PagesRequest, PinsRecord, PoolCoherence, PoolKind, PoolRecord, ReclaimRequest,
+    RegionRecord, RegionState, RegisterRecord, ReleasePinsRecord, RequestAllocRequest, ReturnAllocRequest,
     SERVER_RELEASE_MAX, SOCKET_PATH_MAX, ServerRecord, SocketRecord, StatKind, StatRecord, UsageRecord,
     UsageRequest,
 };

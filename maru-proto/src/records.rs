@@ -66,7 +66,7 @@ records! {
     }
 
     /// One region.
-    RegionRecord: 64 {
+    RegionRecord: 80 {
         /// Its id: never 0, below 2^31, given once in a deployment.
         region_id: U32,
         /// The pool that it lies in.
@@ -87,14 +87,18 @@ records! {
         entries: U32,
         /// Pages that others freed and the owner has not taken back.
         freed_pages: U32,
-        /// 0.
-        reserved: U32,
+        /// The wire value of a [`PoolCoherence`]: that of its pool.
+        coherence: U32,
         /// Bytes of the entries in it.
         entry_bytes: U64,
+        /// Where it begins in the file that it is mapped from: 0 where that is a file of its own, else an offset in the device.
+        file_offset: U64,
+        /// Bytes that it takes of the pool, and that may be mapped: at least `size`.
+        extent: U64,
     }
 
     /// One pool.
-    PoolRecord: 320 {
+    PoolRecord: 328 {
         /// Its id.
         pool_id: U32,
         /// The wire value of a [`PoolKind`].
@@ -107,12 +111,16 @@ records! {
         largest_free: U64,
         /// Regions begin and end at multiples of this.
         granularity: U64,
-        /// The device's UUID, zero for folders.
+        /// The UUID that the memory itself carries, in its [`PoolHeader`](crate::PoolHeader).
         uuid: [u8; 16],
+        /// How often what was in it has been discarded; in the header too.
+        incarnation: U64,
+        /// The wire value of a [`PoolCoherence`].
+        coherence: U32,
         /// Bytes of the path.
         path_len: U16,
         /// 0.
-        reserved: [u8; 6],
+        reserved: [u8; 2],
         /// Where hosts of this server find the memory: UTF-8.
         path: [u8; POOL_PATH_MAX],
     }
@@ -516,10 +524,27 @@ wire_enum! {
 }
 
 wire_enum! {
-    /// What a pool is made of.
+    /// What a pool is made of. In a folder each region is a file `region-ID`, and the header the file `maru.pool`.
     PoolKind: u32, from_u32, {
-        /// A folder; each region is a file `region-ID` in it.
-        Folder = 0, "folder";
+        /// A folder of a tmpfs: memory of the server's host, which no other host can map.
+        Tmpfs = 0, "tmpfs";
+        /// A folder of a hugetlbfs: the same of huge pages.
+        Hugetlbfs = 1, "hugetlbfs";
+        /// A folder of a file system with direct access to persistent or shared memory, or any other: hosts that mount it
+        /// share it.
+        FsDax = 2, "fsdax";
+        /// A device whose memory hosts share: the header is at its beginning, and regions are extents of it.
+        DevDax = 3, "devdax";
+    }
+}
+
+wire_enum! {
+    /// What it takes that one host reads from a pool what another has written.
+    PoolCoherence: u32, from_u32, {
+        /// Nothing: the hosts' caches know of each other, or there is one host.
+        Coherent = 0, "coherent";
+        /// The writer writes its cache lines back, and the reader discards its own.
+        Writeback = 1, "writeback";
     }
 }
 

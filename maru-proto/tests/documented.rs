@@ -116,6 +116,9 @@ fn numbers() {
     for value in PoolKind::ALL {
         add("PoolKind", *value as u32, value.name());
     }
+    for value in PoolCoherence::ALL {
+        add("PoolCoherence", *value as u32, value.name());
+    }
     for value in EvictionReason::ALL {
         add("EvictionReason", (*value as u16).into(), value.name());
     }
@@ -164,10 +167,12 @@ fn records() {
         GetRegionRequest { region_id, reserved }
         ListAllocationsRequest { filter, after }
         RegionRecord {
-            region_id, pool_id, pool_offset, size, page_size, owner, state, pages, entries, freed_pages, reserved,
-            entry_bytes,
+            region_id, pool_id, pool_offset, size, page_size, owner, state, pages, entries, freed_pages, coherence,
+            entry_bytes, file_offset, extent,
         }
-        PoolRecord { pool_id, kind, size, free, largest_free, granularity, uuid, path_len, reserved, path }
+        PoolRecord {
+            pool_id, kind, size, free, largest_free, granularity, uuid, incarnation, coherence, path_len, reserved, path,
+        }
         ReclaimRequest { want, region_id }
         PageRecord { region_id, page_index }
         PagesRequest { region_id, first_page }
@@ -203,6 +208,16 @@ fn records() {
     // Its fields are private: the frame `hello-by-tcp` shows them.
     let auth_token = (vec![(0, 2, "length"), (2, 6, "reserved"), (8, 64, "bytes")], size_of::<AuthToken>());
     actual.insert("AuthToken", auth_token);
+    let pool_header = vec![
+        (0, 8, "magic"),
+        (8, 4, "version"),
+        (12, 4, "crc"),
+        (16, 16, "uuid"),
+        (32, 8, "incarnation"),
+        (40, 16, "deployment"),
+        (56, 72, "reserved"),
+    ];
+    actual.insert("PoolHeader", (pool_header, PoolHeader::LEN));
 
     let mut documented = BTreeMap::new();
     let headings = DOCUMENT.lines().filter_map(|line| {
@@ -302,8 +317,10 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
         pages: 2.into(),
         entries: 0.into(),
         freed_pages: 0.into(),
-        reserved: 0.into(),
+        coherence: (PoolCoherence::Coherent as u32).into(),
         entry_bytes: 0.into(),
+        file_offset: 0.into(),
+        extent: (2 << 20).into(),
     };
     let register = RegisterRecord {
         digest: first,

@@ -9,9 +9,10 @@ use maru_proto::{
     EvictionReason, FEATURE_NO_GRACE, Flags, Frame, FrameStatus, GetRegionRequest, Head, Header,
     HeartbeatRecord, HeldPinsRecord, HelloRequest, HelloResponse, InstanceId, KeyDigest, LatencyRecord,
     LatencyRequest, ListAllocationsRequest, ListPinsRequest, LocationRecord, Opcode, PageRecord,
-    PagesRequest, PinsRecord, PoolKind, PoolRecord, ReclaimRequest, RecordStatus, RegionRecord, RegionState,
-    RegisterRecord, ReleasePinsRecord, RequestAllocRequest, ReturnAllocRequest, ServerRecord, SessionToken,
-    SocketRecord, StatKind, StatRecord, UsageRecord, UsageRequest, VERSION, VersionRange, max_response_body,
+    PagesRequest, PinsRecord, PoolCoherence, PoolKind, PoolRecord, PoolUuid, ReclaimRequest, RecordStatus,
+    RegionRecord, RegionState, RegisterRecord, ReleasePinsRecord, RequestAllocRequest, ReturnAllocRequest,
+    ServerRecord, SessionToken, SocketRecord, StatKind, StatRecord, UsageRecord, UsageRequest, VERSION,
+    VersionRange, max_response_body,
 };
 use rustix::io::Errno;
 use zerocopy::little_endian::U64;
@@ -57,8 +58,38 @@ pub struct ServiceConfig {
 pub struct ServedPool {
     /// Size and granularity.
     pub spec: PoolSpec,
-    /// Where clients on the same host find it.
+    /// What it is made of.
+    pub kind: PoolKind,
+    /// What the memory says that it is.
+    pub uuid: PoolUuid,
+    /// How often what was in it has been discarded.
+    pub incarnation: u64,
+    /// What it takes that hosts see each other's writes.
+    pub coherence: PoolCoherence,
+    /// Where the server finds it.
     pub path: String,
+    /// Where the pool's extents begin in the device; `None` where each region is a file of its own.
+    pub extents_at: Option<u64>,
+}
+
+impl ServedPool {
+    /// A folder of memory of this host.
+    pub fn tmpfs(spec: PoolSpec, path: impl Into<String>) -> ServedPool {
+        ServedPool {
+            spec,
+            kind: PoolKind::Tmpfs,
+            uuid: PoolUuid::from_bytes([0; 16]),
+            incarnation: 1,
+            coherence: PoolCoherence::Coherent,
+            path: path.into(),
+            extents_at: None,
+        }
+    }
+
+    /// Where a region begins in the file that it is mapped from.
+    fn file_offset(&self, region: &RegionInfo) -> u64 {
+        self.extents_at.map_or(0, |start| start + region.pool_offset)
+    }
 }
 
 /// The Unix socket as the service describes it to clients on TCP.
@@ -733,7 +764,7 @@ impl Service {
             _ => true,
         };
         let regions = self.state.regions_after(RegionId(request.after.get())).filter(wanted);
-        let records = regions.map(|region| region_record(&region));
+        let records = regions.map(|region| region_record(&region, &self.config.pools));
         let count = out.push_all(ok(frame), records, self.records_that_fit::<RegionRecord>());
         self.one_frame(frame, count);
         Ok(())
@@ -757,7 +788,10 @@ impl Service {
         let records = self.state.pools().zip(&self.config.pools).map(|(pool, served)| {
             let mut record = PoolRecord::new_zeroed();
             record.pool_id = pool.id.0.into();
-            record.kind = (PoolKind::Folder as u32).into();
+            record.kind = (served.kind as u32).into();
+            record.uuid = served.uuid.to_bytes();
+            record.incarnation = served.incarnation.into();
+            record.coherence = (served.coherence as u32).into();
             record.size = pool.size.into();
             record.free = pool.free.into();
             record.largest_free = pool.largest_free.into();
@@ -1154,7 +1188,7 @@ impl Service {
         region: &RegionInfo,
         out: &mut Output,
     ) -> Next {
-        out.push(Head::response(request, FrameStatus::Ok), &[region_record(region)]);
+        out.push(Head::response(request, FrameStatus::Ok), &[region_record(region, &self.config.pools)]);
         match session.hello {
             Some(Greeted { kind: ConnectionKind::Control, instance, .. }) => {
                 Next::Attach { region: region.id, writable: region.owner == Some(instance) }
@@ -1315,7 +1349,8 @@ fn held_pins_record(place: PinsAfter, pins: &HeldPins) -> HeldPinsRecord {
     }
 }
 
-fn region_record(region: &RegionInfo) -> RegionRecord {
+fn region_record(region: &RegionInfo, pools: &[ServedPool]) -> RegionRecord {
+    let pool = &pools[region.pool.0 as usize];
     let state = if region.owner.is_some() { RegionState::Owned } else { RegionState::Orphan };
     RegionRecord {
         region_id: region.id.0.into(),
@@ -1328,8 +1363,10 @@ fn region_record(region: &RegionInfo) -> RegionRecord {
         pages: region.pages.into(),
         entries: region.entries.into(),
         freed_pages: region.freed_pages.into(),
-        reserved: 0.into(),
+        coherence: (pool.coherence as u32).into(),
         entry_bytes: region.entry_bytes.into(),
+        file_offset: pool.file_offset(region).into(),
+        extent: region.extent.into(),
     }
 }
 

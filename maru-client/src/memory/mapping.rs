@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
@@ -22,6 +23,15 @@ pub(crate) enum Access {
     CopyOnWrite,
 }
 
+/// A part of a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    /// Where it begins.
+    pub(crate) offset: u64,
+    /// Bytes.
+    pub(crate) length: usize,
+}
+
 /// A shared mapping, in place until the last use of it is gone.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -30,18 +40,21 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// Maps the first `length` bytes of a file.
+    /// Maps a part of a file.
     ///
     /// # Errors
     /// What the system says, also when the file is shorter: touching what is behind its end would kill the process.
-    pub(crate) fn new(file: &File, length: usize, access: Access) -> io::Result<Mapping> {
-        let available = file.metadata()?.len();
-        if available < length as u64 {
-            let text = format!("the file has {available} bytes and the region {length}");
+    pub(crate) fn new(file: &File, extent: Extent, access: Access) -> io::Result<Mapping> {
+        let Extent { offset, length } = extent;
+        let metadata = file.metadata()?;
+        let end = offset.checked_add(length as u64);
+        // A device has no length, and refuses by itself to map what it does not have.
+        if !metadata.file_type().is_char_device() && end.is_none_or(|end| metadata.len() < end) {
+            let text = format!("the file has {} bytes, and the region {length} at {offset}", metadata.len());
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
         }
         let mut options = MmapOptions::new();
-        options.len(length);
+        options.offset(offset).len(length);
         let memory = match access {
             Access::ReadWrite { .. } => options.map_raw(file)?,
             Access::ReadOnly => options.map_raw_read_only(file)?,
@@ -108,11 +121,15 @@ mod tests {
         file
     }
 
+    fn whole(length: usize) -> Extent {
+        Extent { offset: 0, length }
+    }
+
     #[test]
     fn what_the_owner_writes_is_what_a_reader_sees() {
         let file = file(8192);
-        let owner = Mapping::new(&file, 8192, Access::ReadWrite { prefault: true }).unwrap();
-        let reader = Mapping::new(&file, 8192, Access::ReadOnly).unwrap();
+        let owner = Mapping::new(&file, whole(8192), Access::ReadWrite { prefault: true }).unwrap();
+        let reader = Mapping::new(&file, whole(8192), Access::ReadOnly).unwrap();
         // SAFETY: the byte is inside the mapping, and no reference to it exists.
         unsafe { owner.at(5000).write_volatile(7) };
         // SAFETY: the byte is inside the mapping.
@@ -120,11 +137,27 @@ mod tests {
     }
 
     #[test]
+    fn a_region_may_begin_anywhere_in_a_device() {
+        let file = file(3 * 4096);
+        file.write_all_at(b"here", 2 * 4096).unwrap();
+        let second = Extent { offset: 2 * 4096, length: 4096 };
+        let mapping = Mapping::new(&file, second, Access::ReadOnly).unwrap();
+        // SAFETY: the byte is inside the mapping.
+        assert_eq!(unsafe { mapping.at(0).read_volatile() }, b'h');
+        for behind_the_end in
+            [Extent { offset: 2 * 4096, length: 8192 }, Extent { offset: u64::MAX - 4095, length: 8192 }]
+        {
+            let error = Mapping::new(&file, behind_the_end, Access::ReadOnly).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{behind_the_end:?}");
+        }
+    }
+
+    #[test]
     fn what_is_written_into_a_copy_on_write_mapping_stays_there() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("region-1");
         std::fs::write(&path, vec![1; 8192]).unwrap();
-        let mapping = Mapping::new(&File::open(&path).unwrap(), 8192, Access::CopyOnWrite).unwrap();
+        let mapping = Mapping::new(&File::open(&path).unwrap(), whole(8192), Access::CopyOnWrite).unwrap();
         // SAFETY: the byte is inside the mapping, and no reference to it exists.
         unsafe { mapping.at(5000).write_volatile(7) };
         // SAFETY: the byte is inside the mapping.
@@ -136,7 +169,7 @@ mod tests {
     fn prefaulting_by_hand_keeps_the_bytes() {
         let file = file(3 * 4096);
         file.write_all_at(b"kept", 4096).unwrap();
-        let mapping = Mapping::new(&file, 3 * 4096, Access::ReadWrite { prefault: false }).unwrap();
+        let mapping = Mapping::new(&file, whole(3 * 4096), Access::ReadWrite { prefault: false }).unwrap();
         mapping.touch();
         let mut bytes = [0; 4];
         file.read_exact_at(&mut bytes, 4096).unwrap();
@@ -145,8 +178,8 @@ mod tests {
 
     #[test]
     fn a_file_shorter_than_its_region_is_an_error_not_a_crash() {
-        let error = Mapping::new(&file(4096), 8192, Access::ReadOnly).unwrap_err();
-        assert_eq!(error.to_string(), "the file has 4096 bytes and the region 8192");
+        let error = Mapping::new(&file(4096), whole(8192), Access::ReadOnly).unwrap_err();
+        assert_eq!(error.to_string(), "the file has 4096 bytes, and the region 8192 at 0");
     }
 
     #[test]
@@ -155,8 +188,8 @@ mod tests {
         let path = folder.path().join("region-1");
         std::fs::write(&path, vec![0; 4096]).unwrap();
         let file = File::open(&path).unwrap();
-        let error = Mapping::new(&file, 4096, Access::ReadWrite { prefault: false }).unwrap_err();
+        let error = Mapping::new(&file, whole(4096), Access::ReadWrite { prefault: false }).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
-        assert!(Mapping::new(&file, 4096, Access::ReadOnly).is_ok());
+        assert!(Mapping::new(&file, whole(4096), Access::ReadOnly).is_ok());
     }
 }

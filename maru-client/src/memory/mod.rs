@@ -8,7 +8,7 @@ mod pages;
 mod regions;
 
 pub use copy::copy_nontemporal;
-pub(crate) use mapping::{Access, Mapping};
+pub(crate) use mapping::{Access, Extent, Mapping};
 pub(crate) use own::{Claim, OwnPages};
 pub use regions::RegionMemory;
 pub(crate) use regions::{Region, Regions};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use maru_proto::RegionRecord;
 
-use super::{Access, Mapping};
+use super::{Access, Extent, Mapping};
 use crate::error::{Error, ProtocolError, Result};
 use crate::sync::{lock, read, write};
 
@@ -16,6 +16,8 @@ pub(crate) struct Region {
     id: u32,
     page_size: usize,
     pages: u32,
+    /// Bytes of all pages.
+    length: usize,
     mapping: Mapping,
 }
 
@@ -33,9 +35,14 @@ impl Region {
             fits && *length > 0 && isize::try_from(*length).is_ok() && id != 0
         });
         let length = length.ok_or(ProtocolError::Region(id))?;
-        let mapping = Mapping::new(file, length, access);
+        // All that it takes of the pool, since a device maps in steps of its own.
+        let extent = usize::try_from(record.extent.get()).ok().filter(|extent| *extent >= length);
+        let extent =
+            extent.filter(|extent| isize::try_from(*extent).is_ok()).ok_or(ProtocolError::Region(id))?;
+        let extent = Extent { offset: record.file_offset.get(), length: extent };
+        let mapping = Mapping::new(file, extent, access);
         let mapping = mapping.map_err(|source| Error::Map { region_id: id, source })?;
-        Ok(Region { id, page_size, pages, mapping })
+        Ok(Region { id, page_size, pages, length, mapping })
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -64,7 +71,7 @@ impl Region {
 
     /// Bytes.
     pub(crate) fn len(&self) -> usize {
-        self.mapping.len()
+        self.length
     }
 
     /// Where a page begins, in bytes from the region's beginning.
@@ -83,7 +90,7 @@ impl Region {
     /// # Errors
     /// [`ProtocolError::Location`].
     pub(crate) fn range(&self, offset: u64, length: u64) -> Result<(usize, usize), ProtocolError> {
-        let inside = offset.checked_add(length).is_some_and(|end| end <= self.mapping.len() as u64);
+        let inside = offset.checked_add(length).is_some_and(|end| end <= self.length as u64);
         match (usize::try_from(offset), usize::try_from(length)) {
             (Ok(offset), Ok(length)) if inside => Ok((offset, length)),
             _ => Err(ProtocolError::Location { region_id: self.id, offset, length }),
@@ -223,6 +230,7 @@ pub(crate) mod tests {
         record.pages = pages.into();
         record.page_size = page_size.into();
         record.size = u64::from(pages).saturating_mul(page_size).into();
+        record.extent = record.size;
         record
     }
 
@@ -230,10 +238,11 @@ pub(crate) mod tests {
     fn sizes_from_the_server_are_checked() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
-        let mut too_small = record(3, 2, 4096);
+        let (mut too_small, mut cut_short) = (record(3, 2, 4096), record(3, 2, 4096));
         too_small.size = 4096.into();
-        let bad =
-            [record(0, 1, 4096), record(3, 0, 4096), record(3, 1, 0), record(3, 9, u64::MAX), too_small];
+        cut_short.extent = 4096.into();
+        let contradictory = [record(0, 1, 4096), record(3, 0, 4096), record(3, 1, 0), record(3, 9, u64::MAX)];
+        let bad = contradictory.into_iter().chain([too_small, cut_short]);
         for record in bad {
             let error = Region::map(&record, &file, Access::ReadOnly).unwrap_err();
             assert!(matches!(error, Error::Protocol(ProtocolError::Region(_))), "{record:?}: {error}");

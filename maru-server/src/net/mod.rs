@@ -356,7 +356,7 @@ fn service_config(options: &Options, pool: &FolderPool, auth: Option<AuthToken>)
         digest_key: DigestKey::from(crate::random::secret()),
         auth,
         allow_shutdown: options.allow_shutdown,
-        pools: vec![ServedPool { spec, path }],
+        pools: vec![ServedPool::tmpfs(spec, path)],
         socket: None,
     }
 }

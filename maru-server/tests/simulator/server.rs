@@ -74,7 +74,7 @@ impl Server {
             digest_key: DigestKey::from([7; 16]),
             auth: None,
             allow_shutdown: false,
-            pools: pools.iter().map(|spec| ServedPool { spec: *spec, path: "/pool".to_owned() }).collect(),
+            pools: pools.iter().map(|spec| ServedPool::tmpfs(*spec, "/pool")).collect(),
             socket: None,
         });
         Server {
