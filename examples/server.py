@@ -21,7 +21,7 @@ def running_server(pool_size: str = "256MiB") -> Iterator[str]:
         sys.exit("maru-server is not on the PATH: pip install maru-kv")
     with tempfile.TemporaryDirectory(prefix="maru-", dir="/dev/shm") as folder:
         path = Path(folder, "maru.sock")
-        options = ["--socket", path, "--pool-dir", f"{folder}/pool", "--pool-size", pool_size, "--log", "error"]
+        options = ["--socket", path, "--pool", f"{folder}/pool", "--pool-size", pool_size, "--log", "error"]
         server = subprocess.Popen([program, *options])
         try:
             while not listens(path):

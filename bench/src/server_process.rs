@@ -60,11 +60,13 @@ impl ServerProcess {
     /// [`BenchError`] where there is no binary, or the server ends or does not accept in time.
     pub(crate) fn start(options: &ServerOptions<'_>) -> Result<ServerProcess, BenchError> {
         let binary = find_or_build()?;
+        let mut pool = options.pool_dir.as_os_str().to_owned();
+        pool.push(if options.mount { ",mount" } else { "" });
         let mut child = Command::new(&binary)
             .arg("--socket")
             .arg(options.socket)
-            .arg(if options.mount { "--pool-mount" } else { "--pool-dir" })
-            .arg(options.pool_dir)
+            .arg("--pool")
+            .arg(pool)
             .args(["--pool-size", &options.pool_size.to_string()])
             .args(["--max-entries", &options.max_entries.to_string()])
             .args(options.arguments)

@@ -9,16 +9,18 @@ use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use maru_fuzz::{Folder, LIMITS, POOLS, Server, Turn, turns};
-use maru_server::journal::Journal;
+use maru_fuzz::{Folder, LIMITS, POOLS, Server, Turn, open_journal, turns};
 use maru_server::state::State;
 
 /// Turns before the damage, and after it.
 const TURNS: usize = 32;
 /// Damage that one journal takes.
 const DAMAGE: usize = 8;
-/// Bytes of what stands before the slots of instances, and before the records of pages.
+/// Bytes of what stands before the slots of instances.
 const HEAD: usize = 64;
+/// Bytes of what stands before the records of pages, and of that what its checksum is of.
+const TABLE_HEAD: usize = 96;
+const TABLE_FIXED: usize = 72;
 /// Bytes of the slot of an instance.
 const SLOT: usize = 160;
 /// Bytes of the record of a page.
@@ -78,7 +80,7 @@ fuzz_target!(|run: Run| {
     let folder = server.into_folder().expect("it keeps a journal");
     run.damage.iter().for_each(|damage| damage.befall(&folder));
 
-    let Ok((journal, saved)) = Journal::open(folder.path(), LIMITS.max_instances, false) else { return };
+    let Ok((journal, saved)) = open_journal(&folder) else { return };
     drop(journal);
     let state = State::restore(LIMITS, &POOLS, &saved, Duration::ZERO);
     let Ok(mut state) = state else { return };
@@ -135,9 +137,9 @@ impl Damage {
                 }
             }
             Damage::Repeat { file: which, from, to } => {
-                let size = if is_table(file(which)) { RECORD } else { SLOT };
+                let (head, size) = if is_table(file(which)) { (TABLE_HEAD, RECORD) } else { (HEAD, SLOT) };
                 change(file(which), |bytes| {
-                    let at = |n: u8| HEAD + usize::from(n) * size;
+                    let at = |n: u8| head + usize::from(n) * size;
                     if bytes.len() >= at(from.max(to)) + size {
                         bytes.copy_within(at(from)..at(from) + size, at(to));
                     }
@@ -198,7 +200,7 @@ fn is_state(file: &Path) -> bool {
 /// Makes all checksums of a file right, as whoever wrote it would have.
 fn vouch(file: &Path) {
     change(file, |bytes| {
-        if bytes.len() < HEAD {
+        if bytes.len() < TABLE_HEAD {
             return;
         }
         if is_state(file) {
@@ -220,19 +222,9 @@ fn vouch(file: &Path) {
 }
 
 fn vouch_for_table(bytes: &mut [u8], region: [u8; 4]) {
-    let summed = [
-        &bytes[..8],
-        &bytes[16..40],
-        &bytes[8..12],
-        &bytes[12..16],
-        &bytes[40..44],
-        &bytes[44..48],
-        &bytes[48..52],
-        &[0; 4],
-    ];
-    let sum = crc32fast::hash(&summed.concat());
-    put(bytes, 52, sum);
-    for (page, record) in (0u32..).zip(bytes[HEAD..].chunks_exact_mut(RECORD)) {
+    let sum = crc32fast::hash(&bytes[..TABLE_FIXED]);
+    put(bytes, TABLE_FIXED, sum);
+    for (page, record) in (0u32..).zip(bytes[TABLE_HEAD..].chunks_exact_mut(RECORD)) {
         let summed = [&record[..24], &region, &page.to_le_bytes()].concat();
         put(record, 24, crc32fast::hash(&summed));
     }

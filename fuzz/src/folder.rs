@@ -4,9 +4,24 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use maru_server::journal::{PageTable, make_table};
-use maru_server::state::{RegionId, RegionInfo};
+use maru_proto::PoolUuid;
+use maru_server::journal::{Journal, JournalError, PageTable, make_table};
+use maru_server::pool::PoolIdentity;
+use maru_server::state::{RegionId, RegionInfo, Saved};
 use tempfile::TempDir;
+
+/// The pool of all regions.
+const POOL: PoolIdentity = PoolIdentity { uuid: PoolUuid::from_bytes([7; 16]), incarnation: 1 };
+
+/// The journal in a folder, and all that it kept.
+///
+/// # Errors
+/// What a server would say.
+pub fn open_journal(folder: &Folder) -> Result<(Journal, Saved), JournalError> {
+    let (mut journal, mut saved) = Journal::open(folder.path(), LIMITS.max_instances, false)?;
+    journal.read_regions(&[POOL], &mut saved)?;
+    Ok((journal, saved))
+}
 
 /// A folder on tmpfs that goes with its owner.
 #[derive(Debug)]
@@ -38,7 +53,7 @@ impl Folder {
     /// Makes the files of a region. Its memory has no bytes: nobody maps it.
     pub(crate) fn make(&self, region: &RegionInfo) -> io::Result<PageTable> {
         File::create(self.memory(region.id))?.set_len(region.extent)?;
-        make_table(self.path(), region)
+        make_table(self.path(), region, POOL)
     }
 
     /// Removes the files of a region, which may never have been made.

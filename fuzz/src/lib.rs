@@ -7,7 +7,7 @@ mod server;
 use maru_proto::{Flags, Frame, Header, MAGIC, Step, VERSION, decode, max_response_body};
 use zerocopy::IntoBytes;
 
-pub use folder::Folder;
+pub use folder::{Folder, open_journal};
 pub use request::{Ask, Damage, Key, Which, Who};
 pub use server::{Event, LIMITS, Made, POOLS, Server, Turn, turns};
 

@@ -402,7 +402,7 @@ fn seen(state: &State) -> Seen {
 }
 
 fn restored(folder: &Folder) -> Option<Service> {
-    let (journal, saved) = Journal::open(folder.path(), LIMITS.max_instances, false).ok()?;
+    let (journal, saved) = open_journal(folder).ok()?;
     let mut service = Service::restore(config(), journal, &saved, Duration::ZERO).ok()?;
     service.check();
     Some(service)

@@ -453,8 +453,6 @@ mod tests {
         let command = Options::command();
         for arg in options_of(&command) {
             let name = name_of(arg);
-            // A mount of the pool takes a size, and no folder.
-            let more: &[&str] = if name == "pool-mount" { &["--pool-size", "1MiB"] } else { &[] };
             let ([one, other], variable) = (two_values(arg), variable_of(arg));
             let expect = |configuration: Result<Configuration, ConfigurationError>,
                           value: &str,
@@ -464,32 +462,27 @@ mod tests {
             };
             if is_flag(arg) {
                 let (on, off) = (format!("{name} = true"), format!("{name} = false"));
-                expect(load(more, &[], None), "false", "# the default");
-                expect(load(more, &[], Some(&on)), "true", "maru.toml:1");
-                expect(load(more, &[(&variable, "false")], Some(&on)), "false", "of the environment");
-                expect(load(more, &[(&variable, "true")], Some(&off)), "true", "of the environment");
+                expect(load(&[], &[], None), "false", "# the default");
+                expect(load(&[], &[], Some(&on)), "true", "maru.toml:1");
+                expect(load(&[], &[(&variable, "false")], Some(&on)), "false", "of the environment");
+                expect(load(&[], &[(&variable, "true")], Some(&off)), "true", "of the environment");
                 let flag = format!("--{name}");
-                expect(
-                    load(&[&[&*flag], more].concat(), &[(&variable, "false")], Some(&off)),
-                    "true",
-                    "command line",
-                );
+                expect(load(&[&*flag], &[(&variable, "false")], Some(&off)), "true", "command line");
                 continue;
             }
             let file = format!("{name} = \"{one}\"");
-            expect(load(more, &[], Some(&file)), one, "maru.toml:1");
-            expect(load(more, &[(&variable, other)], Some(&file)), other, "of the environment");
-            expect(load(more, &[(&variable, "")], Some(&file)), one, "maru.toml:1");
+            expect(load(&[], &[], Some(&file)), one, "maru.toml:1");
+            expect(load(&[], &[(&variable, other)], Some(&file)), other, "of the environment");
+            expect(load(&[], &[(&variable, "")], Some(&file)), one, "maru.toml:1");
             let flag = format!("--{name}");
-            let said = [&[&*flag, one], more].concat();
+            let said = [&*flag, one];
             expect(load(&said, &[(&variable, other)], Some(&file)), one, "# the command line");
         }
     }
 
     #[test]
     fn what_is_shown_is_a_file_of_the_same_options() {
-        let all =
-            ["--pool-dir", "/a \"quoted\" \\ folder", "--allow-uid", "1", "--allow-uid", "2,3", "--fresh"];
+        let all = ["--pool", "/a \"quoted\" \\ folder", "--allow-uid", "1", "--allow-uid", "2,3", "--fresh"];
         let first = load(&all, &[("MARU_SERVER_GRACE", "3s")], Some("max-instances = 1_000")).unwrap();
         assert_eq!(first.options.allow_uid, [1, 2, 3]);
         assert_eq!(first.options.max_instances, 1000);
@@ -499,7 +492,7 @@ mod tests {
             shown.lines().map(|line| line.split(" # ").next().unwrap().trim().to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(settings(&again), settings(&first));
-        assert_eq!(again.options.pool_dir, first.options.pool_dir);
+        assert_eq!(again.options.pool, first.options.pool);
     }
 
     #[test]
@@ -519,7 +512,7 @@ mod tests {
         for (file, says) in [
             ("\npool_size = \"1GiB\"", ":2: there is no option pool_size, but pool-size"),
             ("nothing = 1", ":1: there is no option nothing; --help lists them"),
-            ("[pool]\nsize = 1", ":1: there is no option pool"),
+            ("[pools]\nsize = 1", ":1: there is no option pools"),
             ("grace = 10", ":1: grace can't be \"10\": time unit needed"),
             ("driver = \"fast\"", ":1: driver can't be \"fast\": it is one of auto, ring, plain"),
             ("fresh = 1", ":1: fresh is on or off; write true or false"),
@@ -546,19 +539,6 @@ mod tests {
         // Kubernetes sets such where a service is called maru-server.
         let loaded = load(&[], &[("MARU_SERVER_PORT", "tcp://10.0.0.1:5555"), ("MARU_SERVERS", "x")], None);
         assert_eq!(loaded.unwrap().unknown_variables, ["MARU_SERVER_PORT"]);
-    }
-
-    /// They may be set in different ways.
-    #[test]
-    fn options_that_do_not_go_together_are_told_with_their_sources() {
-        let mount = "pool-mount = \"/mnt/maru\"";
-        assert!(load(&["--pool-size", "1GiB"], &[], Some(mount)).is_ok());
-        let error = load(&[], &[], Some(mount)).unwrap_err().to_string();
-        assert!(error.contains("--pool-size <SIZE>") && error.contains("--pool-mount is set by "), "{error}");
-        let variables = [("MARU_SERVER_POOL_DIR", "/x"), ("MARU_SERVER_POOL_SIZE", "1GiB")];
-        let error = load(&["--pool-mount", "/y"], &variables, None).unwrap_err().to_string();
-        assert!(error.contains("cannot be used with"), "{error}");
-        assert!(error.contains("--pool-dir is set by MARU_SERVER_POOL_DIR of the environment"), "{error}");
     }
 
     /// `MARU_WRITE_README=1 cargo test -p maru-server --lib` writes it.

@@ -1,12 +1,27 @@
 //! Why the server can't start or go on, as one sentence each.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
+use maru_proto::{PoolHeaderError, PoolUuid};
 
 use crate::journal::JournalError;
 use crate::state::RestoreError;
+
+/// What to do about memory that does not say which pool it is.
+fn advice(error: &PoolHeaderError, path: &Path) -> String {
+    let path = path.display();
+    match error {
+        PoolHeaderError::Missing => {
+            format!("if nothing on it is needed, `maru pool init {path}` makes it one")
+        }
+        PoolHeaderError::Version(_) => "run that version, or wipe it by `maru pool wipe`".to_owned(),
+        PoolHeaderError::Damaged => {
+            format!("`maru pool show {path}` says more; `maru pool wipe` and `init` make it a new one")
+        }
+    }
+}
 
 /// What ends the server before its time. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +68,55 @@ pub enum ServerError {
         source: io::Error,
     },
     /// Another server uses the folder.
-    #[error("another server uses the pool {}; choose another --pool-dir", .0.display())]
+    #[error("another server uses the pool {}; stop it, or choose another --pool", .0.display())]
     PoolInUse(PathBuf),
+    /// Another server keeps its journal there.
+    #[error("another server keeps its directory in {}; stop it, or choose another --state-dir", .0.display())]
+    StateInUse(PathBuf),
+    /// The journal's folder can't be used.
+    #[error("can't keep the directory in {}: {source}; choose another --state-dir", .path.display())]
+    State {
+        /// The folder.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The folder is not on what its kind says.
+    #[error("{} is on {file_system}, so no {wanted}; write {kind}:{}", .path.display(), .path.display())]
+    PoolKind {
+        /// The folder.
+        path: PathBuf,
+        /// What it was taken for.
+        wanted: &'static str,
+        /// What its file system is.
+        file_system: String,
+        /// The kind that it is.
+        kind: &'static str,
+    },
+    /// No other host can reach the memory.
+    #[error("{} is {kind}, memory of one host; coherence=writeback is for what hosts share, fsdax or devdax", .path.display())]
+    PoolCoherence {
+        /// The folder.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// Two pools are one.
+    #[error("{} is the pool {uuid}, which is there already under another path; leave one of them out", .path.display())]
+    PoolTwice {
+        /// The path.
+        path: PathBuf,
+        /// The pool.
+        uuid: PoolUuid,
+    },
+    /// The memory does not say which pool it is.
+    #[error("can't use {} as a pool: {source}; {}", .path.display(), advice(.source, .path))]
+    PoolHeader {
+        /// The device, or the header's file.
+        path: PathBuf,
+        /// What is wrong.
+        source: PoolHeaderError,
+    },
     /// The path of the pool does not fit a record of the wire.
     #[error("the path of the pool {} has to be UTF-8 of at most {limit} bytes", .path.display())]
     PoolPath {
@@ -65,7 +127,7 @@ pub enum ServerError {
     },
     /// The pool has no room for even one region.
     #[error(
-        "a pool of {size} in {} is too small; free memory there or choose --pool-size of at least {least}",
+        "a pool of {size} in {} is too small; free memory there, or give it a size of at least {least}",
         .path.display()
     )]
     PoolTooSmall {
@@ -78,7 +140,7 @@ pub enum ServerError {
     },
     /// The pool is larger than its file system.
     #[error(
-        "a pool of {size} does not fit in {}, which has {free} free; choose a smaller --pool-size",
+        "a pool of {size} does not fit in {}, which has {free} free; {fix}",
         .path.display()
     )]
     PoolTooLarge {
@@ -88,6 +150,8 @@ pub enum ServerError {
         size: ByteSize,
         /// What is free there.
         free: ByteSize,
+        /// What to do about it.
+        fix: &'static str,
     },
     /// What an earlier run left in the pool can't be read.
     #[error(transparent)]
@@ -100,6 +164,9 @@ pub enum ServerError {
         /// What is in the way.
         source: RestoreError,
     },
+    /// A tmpfs of no known size is to be mounted.
+    #[error("a tmpfs that is to be mounted at {} needs a size, as in tmpfs:{},size=64GiB,mount", .0.display(), .0.display())]
+    MountSize(PathBuf),
     /// The tmpfs could not be mounted.
     #[error("can't mount a tmpfs at {} (root may): {source}", .path.display())]
     Mount {

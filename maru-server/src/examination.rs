@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-pub use crate::net::default_pool_path;
-use crate::pool::{HugePages, LOCK_FILE, Mount, free_bytes, region_bytes};
-use crate::{ServerError, journal, net};
+pub use crate::pool::default_pool_path;
+use crate::pool::{HEADER_FILE, HugePages, Mount, free_bytes, region_bytes, region_files};
+use crate::{ServerError, net};
 
 /// Makes the ring that a server makes, and gives it back.
 ///
@@ -62,7 +62,7 @@ pub fn pool(path: &Path) -> io::Result<PoolFolder> {
     let there = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/")).canonicalize()?;
     let mount = Mount::of(&there)?;
     // A folder of another user's is looked at as far as that goes.
-    let files = if exists { journal::region_files(&there) } else { Ok(Vec::new()) };
+    let files = if exists { region_files(&there) } else { Ok(Vec::new()) };
     let regions = files.map_or(0, |files| files.len());
     Ok(PoolFolder {
         exists,
@@ -79,7 +79,7 @@ pub fn pool(path: &Path) -> io::Result<PoolFolder> {
 /// A lock that others may share is taken for an instant, so that a server which is being started all the same has to be
 /// started once more.
 fn lock(folder: &Path) -> PoolLock {
-    match OpenOptions::new().read(true).open(folder.join(LOCK_FILE)) {
+    match OpenOptions::new().read(true).open(folder.join(HEADER_FILE)) {
         Ok(file) => match flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => PoolLock::Left,
             Err(Errno::WOULDBLOCK) => PoolLock::Held,
@@ -95,7 +95,7 @@ mod tests {
     use bytesize::ByteSize;
 
     use super::*;
-    use crate::pool::{FolderPool, PoolPlan};
+    use crate::pool::{Memory, PoolPlan};
 
     #[test]
     fn a_pool_is_seen_before_while_and_after_a_server_uses_it() {
@@ -108,8 +108,9 @@ mod tests {
         );
         assert!(before.free > 0 && before.mount_point == Path::new("/dev/shm"));
 
-        let plan = PoolPlan { path: path.clone(), size: Some(ByteSize::mib(4)) };
-        let used = FolderPool::open(&plan).unwrap();
+        let plan = PoolPlan { path: path.clone(), size: Some(ByteSize::mib(4)), ..PoolPlan::default() };
+        let open = || Memory::open(std::slice::from_ref(&plan), folder.path().to_owned());
+        let used = open().unwrap();
         assert_eq!(pool(&path).unwrap().lock, PoolLock::Held);
         drop(used);
         std::fs::write(path.join("region-1"), [0; 4096]).unwrap();
@@ -118,7 +119,7 @@ mod tests {
             (left.exists, left.lock, left.regions, left.region_bytes),
             (true, PoolLock::Left, 1, 4096)
         );
-        FolderPool::open(&plan).expect("that somebody looked keeps nobody out");
+        open().expect("that somebody looked keeps nobody out");
     }
 
     #[test]

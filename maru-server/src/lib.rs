@@ -4,6 +4,7 @@ mod configuration;
 mod counters;
 mod error;
 pub mod examination;
+mod files;
 pub mod journal;
 mod latency;
 mod metrics;

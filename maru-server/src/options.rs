@@ -7,6 +7,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::Parser;
 
+use crate::pool::PoolPlan;
+
 /// The metadata server of maru: instances share KV-cache chunks through a pool of memory that it hands out.
 ///
 /// The first paragraph of an option's text is also its row in the README, where `[default: …]` becomes the default.
@@ -50,21 +52,25 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub auth_token_file: Option<PathBuf>,
 
-    /// The pool's folder [default: /dev/shm/maru-UID].
+    /// A pool: a folder of memory, or a device; several are filled in their order [default: /dev/shm/maru-UID].
     ///
-    /// On tmpfs, hugetlbfs or a DAX file system; made where it does not exist.
-    #[arg(long, value_name = "DIR")]
-    pub pool_dir: Option<PathBuf>,
+    /// A kind and a colon may stand before the path, which has to be of that kind then: tmpfs or hugetlbfs, folders of this
+    /// host's memory; fsdax, a folder that hosts may share; devdax, a device that hosts may share, once `maru pool init` has
+    /// made it a pool. Behind the path, with commas: size=64GiB; coherence=writeback, where hosts do not see what is in each
+    /// other's caches; mount, for root: a tmpfs with huge pages is mounted there and stays. Repeat the option for several, or
+    /// separate them by semicolons.
+    #[arg(long, value_name = "POOL", value_delimiter = ';')]
+    pub pool: Vec<PoolPlan>,
 
-    /// Bytes of the pool, such as 64GiB [default: a quarter of what is free there].
+    /// Bytes of each pool that says no size of its own, such as 64GiB [default: a quarter of what is free in a folder, all of
+    /// a device].
     #[arg(long, value_name = "SIZE")]
     pub pool_size: Option<ByteSize>,
 
-    /// As root: mount a tmpfs with huge pages there and use it as the pool; it stays mounted [default: off].
-    ///
-    /// The chunks stay in it; unmounting it gives the memory back. It needs --pool-size.
-    #[arg(long, value_name = "DIR", conflicts_with = "pool_dir", requires = "pool_size")]
-    pub pool_mount: Option<PathBuf>,
+    /// Where the server keeps what outlives its process besides the chunks [default: the folder of the first pool that is
+    /// tmpfs or fsdax, else /dev/shm/maru-UID].
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 
     /// Discard what an earlier run left in the pool instead of going on from it.
     ///
@@ -185,6 +191,15 @@ pub struct Options {
     pub log: String,
 }
 
+impl Options {
+    /// The pools, in the order in which they are filled.
+    pub(crate) fn pools(&self) -> Vec<PoolPlan> {
+        let default = [PoolPlan::default()];
+        let plans = if self.pool.is_empty() { &default[..] } else { &self.pool };
+        plans.iter().map(|plan| PoolPlan { size: plan.size.or(self.pool_size), ..plan.clone() }).collect()
+    }
+}
+
 /// How lines of the log are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -238,12 +253,15 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_mount_needs_a_size_and_excludes_a_pool_folder() {
-        assert!(parse(&["--pool-mount", "/mnt/maru"]).is_err());
-        assert!(parse(&["--pool-mount", "/mnt/maru", "--pool-size", "1GiB"]).is_ok());
-        assert!(
-            parse(&["--pool-mount", "/mnt/maru", "--pool-size", "1GiB", "--pool-dir", "/dev/shm/x"]).is_err()
-        );
+    fn pools_are_filled_in_their_order() {
+        let options = parse(&["--pool", "devdax:/dev/dax0.0;fsdax:/mnt/a,size=1GiB", "--pool", "tmpfs:/b"]);
+        let options = Options { pool_size: Some(ByteSize::gib(2)), ..options.unwrap() };
+        let pools =
+            options.pools().into_iter().map(|plan| (plan.to_string(), plan.size.map(|size| size.as_gib())));
+        let expected =
+            [("devdax:/dev/dax0.0", Some(2.0)), ("fsdax:/mnt/a", Some(1.0)), ("tmpfs:/b", Some(2.0))];
+        assert_eq!(pools.collect::<Vec<_>>(), expected.map(|(plan, size)| (plan.to_owned(), size)));
+        assert!(parse(&["--pool", "ramfs:/x"]).unwrap_err().to_string().contains("kinds are tmpfs"));
     }
 
     #[test]

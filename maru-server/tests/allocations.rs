@@ -50,7 +50,7 @@ fn a_hundred_thousand_requests_allocate_nothing() {
     let arguments = ["maru-server", "--driver", "ring", "--pool-size", "16MiB", "--allow-shutdown"];
     let mut options = Options::parse_from(arguments);
     options.socket = Some(path("maru.sock").into());
-    options.pool_dir = Some(path("pool").into());
+    options.pool = vec![format!("tmpfs:{}", path("pool")).parse().unwrap()];
     let server = std::thread::spawn(move || {
         COUNTED.set(true);
         maru_server::run(&options)

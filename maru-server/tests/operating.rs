@@ -59,7 +59,7 @@ fn a_second_server_on_the_same_pool_or_socket_is_refused() {
     let server = ServerProcess::start(&[]);
     assert_says(&refused_in(server.folder(), &[]), "another server uses the pool");
     let other = server.folder().join("other-pool");
-    let said = refused_in(server.folder(), &["--pool-dir", other.to_str().unwrap()]);
+    let said = refused_in(server.folder(), &["--pool", &format!("tmpfs:{}", other.display())]);
     assert_says(&said, "another server listens on");
     Peer::greeted(&server, "the first goes on");
 }
@@ -93,7 +93,7 @@ fn a_socket_by_a_relative_path_is_told_of_by_an_absolute_one() {
 fn what_can_not_work_is_one_clear_sentence() {
     assert_says(&refused(&["--pool-size", "1KiB"]), "is too small");
     assert_says(&refused(&["--pool-size", "1PiB"]), "does not fit");
-    assert_says(&refused(&["--pool-dir", "/proc/maru"]), "can't use /proc/maru as a pool");
+    assert_says(&refused(&["--pool", "tmpfs:/proc/maru"]), "can't keep the directory in /proc/maru");
     assert_says(&refused(&["--socket", "/proc/maru.sock"]), "can't listen on /proc/maru.sock");
     assert_says(&refused(&["--listen", "0.0.0.0:0"]), "needs --auth-token-file");
     assert_says(&refused(&["--auth-token-file", "/nowhere"]), "the token in /nowhere can't be used");
@@ -160,7 +160,11 @@ fn root_can_have_the_server_mount_a_pool_with_huge_pages() {
     let mount = folder.path().join("mounted");
     let socket = folder.path().join("maru.sock");
     let mut command = std::process::Command::new(binary("maru-server"));
-    command.arg("--socket").arg(&socket).arg("--pool-mount").arg(&mount).args(["--pool-size", "16MiB"]);
+    command
+        .arg("--socket")
+        .arg(&socket)
+        .arg("--pool")
+        .arg(format!("tmpfs:{},size=16MiB,mount", mount.display()));
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let stderr = std::io::BufReader::new(child.stderr.take().unwrap());
     let mut lines = std::io::BufRead::lines(stderr).map_while(Result::ok);

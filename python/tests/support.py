@@ -23,7 +23,7 @@ class Server:
         program = shutil.which("maru-server")
         assert program, "maru-server is not on the PATH; install the wheel that python/build-wheel makes"
         self.socket = folder / "maru.sock"
-        self._command = [program, "--socket", str(self.socket), "--pool-dir", str(folder / "pool")]
+        self._command = [program, "--socket", str(self.socket), "--pool", str(folder / "pool")]
         self._command += ["--pool-size", "64MiB", "--grace", "2s", "--log", "warn", *options]
         self._process: subprocess.Popen[bytes] | None = None
         self.start()

@@ -49,11 +49,14 @@ impl ServerProcess {
         self.at_start = self.wait_for_log("serving");
     }
 
-    /// The command that starts a server in a folder.
+    /// The command that starts a server in a folder, with a pool in it unless the options name others.
     pub fn command(folder: &Path, options: &[&str]) -> Command {
         let mut command = Command::new(binary("maru-server"));
         command.arg("--socket").arg(folder.join("maru.sock"));
-        command.arg("--pool-dir").arg(folder.join("pool")).args(["--pool-size", "16MiB"]).args(options);
+        if !options.contains(&"--pool") {
+            command.arg("--pool").arg(folder.join("pool"));
+        }
+        command.args(["--pool-size", "16MiB"]).args(options);
         command
     }
 

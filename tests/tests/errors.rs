@@ -68,7 +68,7 @@ fn a_full_tmpfs_is_an_error_at_the_request() {
         return;
     }
     {
-        let server = ServerProcess::start(&["--pool-dir", mount.to_str().unwrap(), "--pool-size", "6MiB"]);
+        let server = ServerProcess::start(&["--pool", &format!("tmpfs:{},size=6MiB", mount.display())]);
         // Somebody else fills the file system behind the server's back.
         std::fs::write(mount.join("ballast"), vec![1; 5 << 20]).unwrap();
         let config = ClientConfig { region_size: 6 << 20, ..ClientConfig::new(&server.socket(), "a") };

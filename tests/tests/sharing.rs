@@ -382,7 +382,7 @@ fn a_client_finds_the_server_at_the_default_socket() {
         [(with_runtime_dir, "maru/maru.sock".to_owned()), (without, format!("maru-{uid}/maru.sock"))]
     {
         let mut command = std::process::Command::new(binary("maru-server"));
-        command.envs(environment).arg("--pool-dir").arg(path.join("pool")).args(["--pool-size", "2MiB"]);
+        command.envs(environment).arg("--pool").arg(path.join("pool")).args(["--pool-size", "2MiB"]);
         let mut server = command.stderr(std::process::Stdio::null()).spawn().unwrap();
         wait_until("the server listens", || {
             std::os::unix::net::UnixStream::connect(path.join(&socket)).is_ok()

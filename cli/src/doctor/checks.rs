@@ -124,7 +124,7 @@ fn pool(facts: &Facts) -> Vec<Finding> {
     let room = pool.free + pool.region_bytes;
     let found = format!("{path} on {}, {} free", pool.file_system, size(pool.free));
     let folder = if !is_memory {
-        let fix = "choose a --pool-dir on tmpfs, hugetlbfs or a DAX file system, such as below /dev/shm";
+        let fix = "choose a --pool on tmpfs, hugetlbfs or a DAX file system, such as below /dev/shm";
         warn("pool", format!("{found}: a file system of memory only where it is DAX"), fix)
     } else if room < POOL_LEAST {
         let fix = format!(
@@ -145,7 +145,7 @@ fn pool(facts: &Facts) -> Vec<Finding> {
                 "{} gives none, so mapping regions takes about ten times as long",
                 pool.mount_point.display()
             ),
-            "start the server with --pool-mount DIR --pool-size SIZE as root, or mount one: mount -t tmpfs -o \
+            "start the server with --pool tmpfs:DIR,size=SIZE,mount as root, or mount one: mount -t tmpfs -o \
              size=SIZE,huge=within_size maru DIR",
         )
     };

@@ -1,4 +1,4 @@
-//! What makes a restart warm: everything that has to outlive the server's process, in files of the pool's folder.
+//! What makes a restart warm: everything that has to outlive the server's process, in files of one folder.
 //!
 //! There is no log. Each page of a region has a record of its own in a file beside the region's memory ([`PageTable`]), each
 //! instance a slot in one file (`StateFile`), and a change overwrites the record that it is about, in a shared mapping: what
@@ -8,6 +8,7 @@
 //!
 //! A host that goes down takes the page cache along, and with it the order of stores. Files of an earlier boot are not believed.
 
+mod folder;
 mod page_table;
 mod state_file;
 
@@ -16,10 +17,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use hashbrown::HashMap;
-use maru_proto::DigestKey;
-use tracing::{info, warn};
+use maru_proto::{DigestKey, PoolUuid};
+use tracing::warn;
 
-use crate::state::{Change, RegionId, RegionInfo, Saved, Scatter, State};
+use crate::pool::PoolIdentity;
+use crate::state::{Change, PoolId, RegionId, RegionInfo, Saved, SavedRegion, Scatter, State};
+pub(crate) use folder::StateFolder;
 pub use page_table::PageTable;
 use state_file::{Found, StateFile};
 
@@ -47,6 +50,18 @@ pub enum JournalError {
         /// The format's number.
         found: u32,
     },
+    /// A pool that it is about is not there.
+    #[error(
+        "{} is about a region of the pool {uuid}, which is not there; give that pool too, or discard what the pools hold with \
+         --fresh",
+        .path.display()
+    )]
+    NoPool {
+        /// The file.
+        path: PathBuf,
+        /// The pool.
+        uuid: PoolUuid,
+    },
     /// It is not what was written.
     #[error("{} is damaged ({what}); discard what the pool holds with --fresh", .path.display())]
     Damaged {
@@ -58,48 +73,76 @@ pub enum JournalError {
 }
 
 /// The number of the files' format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The page tables, by the number of the region.
 type Tables = HashMap<u32, PageTable, Scatter>;
 
-/// The journal of a pool.
+/// The journal of a server.
 #[derive(Debug)]
 pub struct Journal {
+    folder: PathBuf,
     state: StateFile,
     /// Of regions that are not retired.
     tables: Tables,
 }
 
 impl Journal {
-    /// Opens the journal of a pool's folder, or begins one, with room for so many instances. What was kept comes along,
-    /// nothing where it was discarded because it is of an earlier boot, or on request.
+    /// Opens the journal in a folder, or begins one, with room for so many instances. What was kept of them comes along,
+    /// nothing where it was discarded because it is of an earlier boot, or on request. [`Journal::read_regions`] comes next.
     ///
     /// # Errors
     /// [`JournalError`]; nothing was changed then.
     pub fn open(folder: &Path, max_instances: u32, fresh: bool) -> Result<(Journal, Saved), JournalError> {
         let path = folder.join("maru.state");
         let found = if fresh { Found::Nothing } else { StateFile::open(&path, max_instances)? };
-        let (state, saved, tables) = match found {
-            Found::Kept(state, mut saved) => {
-                let tables = read_tables(folder, &mut saved)?;
-                // What was being made or released when the process ended.
-                remove_regions(folder, |id| tables.contains_key(&id)).map_err(failed(folder))?;
-                (state, saved, tables)
-            }
+        let (state, saved) = match found {
+            Found::Kept(state, saved) => (state, saved),
             found => {
                 if matches!(found, Found::OfEarlierBoot) {
-                    warn!(pool = %folder.display(), "the host was started anew since: what the pool holds is discarded");
+                    warn!(journal = %folder.display(), "the host was started anew since: what the pools hold is discarded");
                 }
-                // Before there is a journal that could be taken for theirs.
-                let removed = remove_regions(folder, |_| false).map_err(failed(folder))?;
-                if removed > 0 {
-                    info!(pool = %folder.display(), removed, "removed region files that no directory knows");
+                // Before there is a journal that they could be taken for a part of.
+                for id in table_files(folder).map_err(failed(folder))? {
+                    remove(&table_path(folder, id)).map_err(failed(folder))?;
                 }
-                (StateFile::create(&path, max_instances)?, Saved::default(), Tables::with_hasher(Scatter))
+                (StateFile::create(&path, max_instances)?, Saved::default())
             }
         };
-        Ok((Journal { state, tables }, saved))
+        let journal = Journal { folder: folder.to_owned(), state, tables: Tables::with_hasher(Scatter) };
+        Ok((journal, saved))
+    }
+
+    /// Tells this directory from all others, for the headers of its pools.
+    pub(crate) fn deployment(&self) -> [u8; 16] {
+        self.state.digest_key().digest(b"maru: whose directory says what is in a pool").to_bytes()
+    }
+
+    /// Reads what was kept of the regions in these pools. A pool that was discarded since has none.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn read_regions(&mut self, pools: &[PoolIdentity], saved: &mut Saved) -> Result<(), JournalError> {
+        for id in table_files(&self.folder).map_err(failed(&self.folder))? {
+            let path = table_path(&self.folder, id);
+            let Some((table, region, identity)) = PageTable::open(&path, id)? else {
+                // It was being made or released when the process ended.
+                remove(&path).map_err(failed(&self.folder))?;
+                continue;
+            };
+            let Some(pool) = pools.iter().position(|pool| pool.uuid == identity.uuid) else {
+                return Err(JournalError::NoPool { path, uuid: identity.uuid });
+            };
+            if pools[pool] != identity {
+                warn!(region = id.0, uuid = %identity.uuid, "its pool was emptied since: the region is gone");
+                remove(&path).map_err(failed(&self.folder))?;
+                continue;
+            }
+            let pool = PoolId(u32::try_from(pool).expect("pools are named by a u32"));
+            saved.regions.push(SavedRegion { pool, ..region });
+            self.tables.insert(id.0, table);
+        }
+        Ok(())
     }
 
     /// The key of the deployment's digests.
@@ -159,79 +202,40 @@ impl Journal {
     }
 }
 
-/// The file of a region's memory.
-pub(crate) fn region_path(folder: &Path, id: RegionId) -> PathBuf {
-    folder.join(format!("region-{}", id.0))
-}
-
 /// The file of a region's page table.
 pub(crate) fn table_path(folder: &Path, id: RegionId) -> PathBuf {
     folder.join(format!("region-{}.pages", id.0))
 }
 
-/// Makes the file of a region's page table.
+/// Makes the file of a region's page table, in the folder of the journal. The region lies in this pool.
 ///
 /// # Errors
 /// What the system says; nothing is left behind then.
-pub fn make_table(folder: &Path, region: &RegionInfo) -> io::Result<PageTable> {
+pub fn make_table(folder: &Path, region: &RegionInfo, pool: PoolIdentity) -> io::Result<PageTable> {
     let path = table_path(folder, region.id);
-    PageTable::create(&path, region).inspect_err(|_| {
+    PageTable::create(&path, region, pool).inspect_err(|_| {
         let _ = fs::remove_file(&path);
     })
 }
 
-/// Reads all tables of regions that were committed and not retired, and checks that the memory is there.
-fn read_tables(folder: &Path, saved: &mut Saved) -> Result<Tables, JournalError> {
-    let mut tables = Tables::with_hasher(Scatter);
-    for id in region_files(folder).map_err(failed(folder))? {
-        let path = table_path(folder, RegionId(id));
-        let Some((table, region)) = PageTable::open(&path, RegionId(id))? else { continue };
-        let memory = region_path(folder, region.id);
-        let bytes = fs::metadata(&memory).map(|memory| memory.len());
-        if !bytes.as_ref().is_ok_and(|bytes| *bytes == region.extent) {
-            let what = format!(
-                "it has to have {} bytes, and {}",
-                region.extent,
-                match bytes {
-                    Ok(bytes) => format!("has {bytes}"),
-                    Err(error) => format!("can't be looked at: {error}"),
-                }
-            );
-            return Err(JournalError::Damaged { path: memory, what });
-        }
-        saved.regions.push(region);
-        tables.insert(id, table);
-    }
-    Ok(tables)
-}
-
-/// The ids of regions that there is a file of, each once.
-pub(crate) fn region_files(folder: &Path) -> io::Result<Vec<u32>> {
+/// The ids of regions that there is a page table of.
+fn table_files(folder: &Path) -> io::Result<Vec<RegionId>> {
     let mut ids = Vec::new();
     for file in fs::read_dir(folder)? {
         let name = file?.file_name();
-        let id = name.to_str().and_then(|name| name.strip_prefix("region-"));
-        let id = id.map(|id| id.strip_suffix(".pages").unwrap_or(id));
-        ids.extend(id.and_then(|id| id.parse::<u32>().ok()));
+        let id = name.to_str().and_then(|name| name.strip_prefix("region-")?.strip_suffix(".pages"));
+        ids.extend(id.and_then(|id| id.parse().ok()).map(RegionId));
     }
     ids.sort_unstable();
-    ids.dedup();
     Ok(ids)
 }
 
-/// Removes the files of all regions but those to be kept, and says how many regions these were.
-fn remove_regions(folder: &Path, keep: impl Fn(u32) -> bool) -> io::Result<usize> {
-    let mut removed = 0;
-    for id in region_files(folder)?.into_iter().filter(|id| !keep(*id)) {
-        for path in [region_path(folder, RegionId(id)), table_path(folder, RegionId(id))] {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        removed += 1;
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    Ok(removed)
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> JournalError {

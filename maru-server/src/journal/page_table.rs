@@ -6,11 +6,14 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use maru_proto::PoolUuid;
 use memmap2::MmapMut;
-use rustix::fs::{FallocateFlags, fallocate, fstatfs, ftruncate};
+use rustix::fs::{FallocateFlags, fallocate, ftruncate};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{FORMAT, JournalError, damaged, failed, map};
+use crate::files::rounded;
+use crate::pool::PoolIdentity;
 use crate::state::{Digest, InstanceNumber, PoolId, RegionId, RegionInfo, SavedEntry, SavedRegion};
 
 const MAGIC: [u8; 8] = *b"MARUPAGE";
@@ -30,19 +33,27 @@ const ENTRY: u32 = 2;
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 struct Head {
+    fixed: Fixed,
+    /// Of what is fixed.
+    crc: u32,
+    state: AtomicU32,
+    reserved: [u8; 16],
+}
+
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct Fixed {
     magic: [u8; 8],
     format: u32,
     region: u32,
     page_size: u64,
     pool_offset: u64,
     extent: u64,
-    pool: u32,
+    /// The pool that the region lies in, and what it was then.
+    uuid: [u8; 16],
+    incarnation: u64,
     pages: u32,
     owner: u32,
-    /// Of all fields before it.
-    crc: u32,
-    state: AtomicU32,
-    reserved: [u8; 4],
 }
 
 /// What is known of one page. The state is written last.
@@ -59,7 +70,7 @@ struct Record {
 
 const HEAD: usize = size_of::<Head>();
 const RECORD: usize = size_of::<Record>();
-const _: () = assert!(HEAD == 64 && RECORD == 32);
+const _: () = assert!(HEAD == 96 && RECORD == 32);
 
 /// The page table of a region, mapped.
 #[derive(Debug)]
@@ -70,29 +81,36 @@ pub struct PageTable {
 
 impl PageTable {
     /// Makes the table of a region that is being made. All pages are held.
-    pub(super) fn create(path: &Path, region: &RegionInfo) -> io::Result<PageTable> {
+    pub(super) fn create(path: &Path, region: &RegionInfo, pool: PoolIdentity) -> io::Result<PageTable> {
         let file = open(OpenOptions::new().create_new(true), path)?;
         let bytes = rounded(&file, bytes_of(region.pages))?;
         ftruncate(&file, bytes)?;
         // A full file system is an error here, and never a signal later.
         fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
         let mut table = PageTable { map: map(&file, bytes)?, region: region.id.0 };
+        let fixed = Fixed {
+            magic: MAGIC,
+            format: FORMAT,
+            region: region.id.0,
+            page_size: region.page_size,
+            pool_offset: region.pool_offset,
+            extent: region.extent,
+            uuid: pool.uuid.to_bytes(),
+            incarnation: pool.incarnation,
+            pages: region.pages,
+            owner: region.owner.map_or(0, |owner| owner.0),
+        };
         let head = table.head();
-        head.magic = MAGIC;
-        head.format = FORMAT;
-        head.region = region.id.0;
-        head.page_size = region.page_size;
-        head.pool_offset = region.pool_offset;
-        head.extent = region.extent;
-        head.pool = region.pool.0;
-        head.pages = region.pages;
-        head.owner = region.owner.map_or(0, |owner| owner.0);
-        head.crc = head.sum();
+        (head.fixed, head.crc) = (fixed, fixed.sum());
         Ok(table)
     }
 
-    /// Opens the table of a region, if the region was committed and not retired.
-    pub(super) fn open(path: &Path, id: RegionId) -> Result<Option<(PageTable, SavedRegion)>, JournalError> {
+    /// Opens the table of a region, if the region was committed and not retired. Which of the pools it lies in, is the
+    /// caller's to find out.
+    pub(super) fn open(
+        path: &Path,
+        id: RegionId,
+    ) -> Result<Option<(PageTable, SavedRegion, PoolIdentity)>, JournalError> {
         let file = match open(&mut OpenOptions::new(), path) {
             Ok(file) => file,
             // The memory is made first, and removed last.
@@ -109,15 +127,16 @@ impl PageTable {
         file.read_exact_at(&mut head, 0).map_err(failed(path))?;
         let head = Head::read_from_bytes(&head).expect("as many bytes were read");
         let state = head.state.load(Ordering::Acquire);
-        let (format, is_sound) = (head.format, head.crc == head.sum() && head.region == id.0);
+        let is_sound = head.crc == head.fixed.sum() && head.fixed.region == id.0;
+        let head = head.fixed;
         if matches!(state, MAKING | RETIRED) {
             return Ok(None);
         }
         if head.magic != MAGIC {
             return damaged(path, "it does not begin as a page table does");
         }
-        if format != FORMAT {
-            return Err(JournalError::Version { path: path.to_owned(), found: format });
+        if head.format != FORMAT {
+            return Err(JournalError::Version { path: path.to_owned(), found: head.format });
         }
         if !is_sound || !matches!(state, OWNED | ORPHAN) {
             return damaged(path, "its head is not what was written");
@@ -134,7 +153,7 @@ impl PageTable {
             owner: (state == OWNED).then_some(InstanceNumber(head.owner)),
             page_size: head.page_size,
             pages: head.pages,
-            pool: PoolId(head.pool),
+            pool: PoolId(0),
             pool_offset: head.pool_offset,
             extent: head.extent,
             freed: Vec::new(),
@@ -153,7 +172,8 @@ impl PageTable {
                 _ => return damaged(path, format!("the record of page {page} is not what was written")),
             }
         }
-        Ok(Some((table, region)))
+        let uuid = PoolUuid::from_bytes(head.uuid);
+        Ok(Some((table, region, PoolIdentity { uuid, incarnation: head.incarnation })))
     }
 
     /// The region is there, and its owner's.
@@ -208,21 +228,9 @@ impl PageTable {
     }
 }
 
-impl Head {
+impl Fixed {
     fn sum(&self) -> u32 {
-        #[derive(IntoBytes, Immutable)]
-        #[repr(C)]
-        struct Summed {
-            magic: [u8; 8],
-            numbers: [u64; 3],
-            words: [u32; 6],
-        }
-        let summed = Summed {
-            magic: self.magic,
-            numbers: [self.page_size, self.pool_offset, self.extent],
-            words: [self.format, self.region, self.pool, self.pages, self.owner, 0],
-        };
-        crc32fast::hash(summed.as_bytes())
+        crc32fast::hash(self.as_bytes())
     }
 }
 
@@ -245,10 +253,4 @@ fn bytes_of(pages: u32) -> u64 {
 
 fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     options.read(true).write(true).mode(0o600).open(path)
-}
-
-/// As many bytes as whole blocks of the file system have: huge pages, where it has no others.
-pub(super) fn rounded(file: &File, bytes: u64) -> io::Result<u64> {
-    let block = u64::try_from(fstatfs(file)?.f_bsize).unwrap_or(4096).max(4096);
-    Ok(bytes.next_multiple_of(block))
 }

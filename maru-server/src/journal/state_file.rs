@@ -12,8 +12,8 @@ use memmap2::MmapMut;
 use rustix::fs::{FallocateFlags, fallocate, ftruncate};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::page_table::rounded;
 use super::{FORMAT, JournalError, damaged, failed, map};
+use crate::files::rounded;
 use crate::state::{InstanceNumber, RegionId, Saved, SavedInstance, Token};
 
 const MAGIC: [u8; 8] = *b"MARUSTAT";

@@ -23,7 +23,15 @@ const LIMITS: Limits = Limits {
     pin_ttl: Duration::ZERO,
 };
 const POOLS: [PoolSpec; 1] = [PoolSpec { size: 64 * 4096, granularity: 4096 }];
+const POOL: PoolIdentity = PoolIdentity { uuid: PoolUuid::from_bytes([7; 16]), incarnation: 3 };
 const KEYS: u128 = 24;
+
+/// The journal in a folder, whose pool is there.
+fn open(folder: &Path, max_instances: u32, fresh: bool) -> Result<(Journal, Saved), JournalError> {
+    let (mut journal, mut saved) = Journal::open(folder, max_instances, fresh)?;
+    journal.read_regions(&[POOL], &mut saved)?;
+    Ok((journal, saved))
+}
 
 /// A server without anything around it: its folder, its journal, its state.
 struct Server {
@@ -35,14 +43,14 @@ struct Server {
 impl Server {
     fn start() -> Server {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-        let (journal, saved) = Journal::open(folder.path(), LIMITS.max_instances, false).unwrap();
+        let (journal, saved) = open(folder.path(), LIMITS.max_instances, false).unwrap();
         assert_eq!(saved, Saved::default());
         Server { state: restored(&saved), folder, journal }
     }
 
     /// The process ends here, and another goes on.
     fn restart(&mut self) {
-        let (journal, saved) = Journal::open(self.folder.path(), LIMITS.max_instances, false).unwrap();
+        let (journal, saved) = open(self.folder.path(), LIMITS.max_instances, false).unwrap();
         self.state = restored(&saved);
         self.journal = journal;
     }
@@ -52,7 +60,6 @@ impl Server {
         self.state.take_changes(&mut changes);
         changes.iter().for_each(|change| self.journal.note(change, &self.state));
         while let Some(region) = self.state.next_retired() {
-            fs::remove_file(region_path(self.folder.path(), region.id)).unwrap();
             fs::remove_file(table_path(self.folder.path(), region.id)).unwrap();
             self.state.released(region.id);
         }
@@ -69,9 +76,7 @@ impl Server {
 
     fn add_region(&mut self, owner: InstanceNumber, pages: u32) -> Option<RegionId> {
         let region = self.state.begin_region(owner, u64::from(pages) * 4096, 4096, None).ok()?;
-        let memory = fs::File::create(region_path(self.folder.path(), region.id)).unwrap();
-        memory.set_len(region.extent).unwrap();
-        let table = make_table(self.folder.path(), &region).unwrap();
+        let table = make_table(self.folder.path(), &region, POOL).unwrap();
         self.journal.adopt(region.id, table);
         self.state.commit_region(region.id);
         self.keep();
@@ -269,7 +274,7 @@ fn who_says_nothing_is_waited_for_as_long_as_the_grace_period() {
 
 /// Opens what a server has left, which must be refused.
 fn refused(folder: &Path) -> String {
-    Journal::open(folder, LIMITS.max_instances, false).map(|_| ()).unwrap_err().to_string()
+    open(folder, LIMITS.max_instances, false).map(|_| ()).unwrap_err().to_string()
 }
 
 fn write_at(path: &Path, at: u64, bytes: &[u8]) {
@@ -280,16 +285,16 @@ fn write_at(path: &Path, at: u64, bytes: &[u8]) {
 fn a_journal_that_is_not_as_it_was_written_is_refused() {
     let cases: &[(&str, u64, &str)] = &[
         ("maru.state", 0, "is damaged (it does not begin as a journal does)"),
-        ("maru.state", 8, "was written by another version of maru-server (format 238, not 1)"),
+        ("maru.state", 8, "was written by another version of maru-server (format 238, not 2)"),
         ("maru.state", 40, "is damaged (its head is not what was written)"),
         ("maru.state", 64 + 20, "is damaged (the record of instance 1 is not what was written)"),
         ("region-1.pages", 0, "is damaged (it does not begin as a page table does)"),
         ("region-1.pages", 8, "was written by another version"),
         ("region-1.pages", 20, "is damaged (its head is not what was written)"),
-        ("region-1.pages", 56, "is damaged (its head is not what was written)"),
-        ("region-1.pages", 64, "is damaged (the record of page 0 is not what was written)"),
-        ("region-1.pages", 64 + 28, "is damaged (the record of page 0 is not what was written)"),
-        ("region-1.pages", 64 + 32 + 28, "is damaged (the record of page 1 is not what was written)"),
+        ("region-1.pages", 77, "is damaged (its head is not what was written)"),
+        ("region-1.pages", 96, "is damaged (the record of page 0 is not what was written)"),
+        ("region-1.pages", 96 + 28, "is damaged (the record of page 0 is not what was written)"),
+        ("region-1.pages", 96 + 32 + 28, "is damaged (the record of page 1 is not what was written)"),
     ];
     for (file, at, expected) in cases {
         let (server, ..) = one_entry();
@@ -299,22 +304,36 @@ fn a_journal_that_is_not_as_it_was_written_is_refused() {
         let said = refused(server.folder.path());
         assert!(said.contains(expected) && said.contains("--fresh"), "{file} at {at}: {said}");
         assert_eq!(fs::read(&path).unwrap(), before, "it is left as it is");
-        assert!(server.folder.path().join("region-1").exists());
 
-        let (_, saved) = Journal::open(server.folder.path(), LIMITS.max_instances, true).unwrap();
+        let (_, saved) = open(server.folder.path(), LIMITS.max_instances, true).unwrap();
         assert_eq!(saved, Saved::default());
-        assert_eq!(region_files(server.folder.path()).unwrap(), []);
+        assert_eq!(table_files(server.folder.path()).unwrap(), []);
     }
 }
 
 #[test]
-fn a_region_without_its_memory_is_refused() {
+fn a_region_of_a_pool_that_is_not_there_is_refused() {
     let (server, ..) = one_entry();
-    let memory = server.folder.path().join("region-1");
-    fs::OpenOptions::new().write(true).open(&memory).unwrap().set_len(4096).unwrap();
-    assert!(refused(server.folder.path()).contains("it has to have 32768 bytes, and has 4096"));
-    fs::remove_file(memory).unwrap();
-    assert!(refused(server.folder.path()).contains("it has to have 32768 bytes, and can't be looked at"));
+    let other = PoolIdentity { uuid: PoolUuid::from_bytes([8; 16]), ..POOL };
+    let (mut journal, mut saved) = Journal::open(server.folder.path(), LIMITS.max_instances, false).unwrap();
+    let said = journal.read_regions(&[other], &mut saved).unwrap_err().to_string();
+    assert!(said.contains("of the pool 07070707-0707-0707-0707-070707070707, which is not there"), "{said}");
+    // In whichever order the pools are given.
+    journal.read_regions(&[other, POOL], &mut saved).unwrap();
+    assert_eq!(saved.regions[0].pool, PoolId(1));
+}
+
+#[test]
+fn a_region_of_a_pool_that_was_emptied_since_is_gone() {
+    let (server, ..) = one_entry();
+    let emptied = PoolIdentity { incarnation: POOL.incarnation + 1, ..POOL };
+    for _ in 0..2 {
+        let (mut journal, mut saved) =
+            Journal::open(server.folder.path(), LIMITS.max_instances, false).unwrap();
+        journal.read_regions(&[emptied], &mut saved).unwrap();
+        assert_eq!((saved.regions.len(), saved.instances.len()), (0, 1));
+    }
+    assert_eq!(table_files(server.folder.path()).unwrap(), []);
 }
 
 #[test]
@@ -322,18 +341,16 @@ fn what_was_half_done_is_as_if_never_begun() {
     let (mut server, owner, region) = one_entry();
     // The process ended as it wrote a record, made a region, released another, made the journal anew.
     let folder = server.folder.path().to_owned();
-    write_at(&table_path(&folder, region), 64 + 32, &[0xee; 28]);
+    write_at(&table_path(&folder, region), 96 + 32, &[0xee; 28]);
     let making = server.state.begin_region(owner, 4096, 4096, Some(PoolId(0))).unwrap();
-    fs::write(region_path(&folder, making.id), [0; 4096]).unwrap();
-    make_table(&folder, &making).unwrap();
-    fs::write(folder.join("region-77"), b"memory without a table").unwrap();
+    make_table(&folder, &making, POOL).unwrap();
     fs::write(folder.join("region-78.pages"), b"a table").unwrap();
     fs::write(folder.join("maru.new"), b"half a journal").unwrap();
-    fs::write(folder.join("region-x"), b"nothing of ours").unwrap();
+    fs::write(folder.join("region-x.pages"), b"nothing of ours").unwrap();
 
     server.restart();
-    assert_eq!(region_files(&folder).unwrap(), [region.0]);
-    assert!(folder.join("region-x").exists());
+    assert_eq!(table_files(&folder).unwrap(), [region]);
+    assert!(folder.join("region-x.pages").exists());
     assert_eq!(server.state.regions_after(RegionId(0)).count(), 1);
     assert_eq!(server.register(owner, 2, region, 1), Registered::Done);
     server.restart();
@@ -390,15 +407,15 @@ fn a_journal_of_an_earlier_boot_is_discarded() {
     let crc = crc32fast::hash(&file[16..48]);
     file[12..16].copy_from_slice(&crc.to_le_bytes());
     fs::write(&path, file).unwrap();
-    let (_, saved) = Journal::open(server.folder.path(), LIMITS.max_instances, false).unwrap();
+    let (_, saved) = open(server.folder.path(), LIMITS.max_instances, false).unwrap();
     assert_eq!(saved, Saved::default());
-    assert_eq!(region_files(server.folder.path()).unwrap(), []);
+    assert_eq!(table_files(server.folder.path()).unwrap(), []);
 }
 
 #[test]
 fn a_region_with_a_number_that_is_never_given_is_refused() {
     let (server, ..) = one_entry();
-    let (_, mut saved) = Journal::open(server.folder.path(), LIMITS.max_instances, false).unwrap();
+    let (_, mut saved) = open(server.folder.path(), LIMITS.max_instances, false).unwrap();
     saved.last_region = 1 << 31;
     let refused = |saved: &Saved| {
         State::restore(LIMITS, &POOLS, saved, Duration::ZERO).map(|_| ()).unwrap_err().to_string()
@@ -412,7 +429,7 @@ fn a_region_with_a_number_that_is_never_given_is_refused() {
 #[test]
 fn limits_that_are_too_low_for_what_was_saved_say_so() {
     let (server, ..) = one_entry();
-    let (_, saved) = Journal::open(server.folder.path(), LIMITS.max_instances, false).unwrap();
+    let (_, saved) = open(server.folder.path(), LIMITS.max_instances, false).unwrap();
     let restore = |limits, pools: &[PoolSpec]| {
         State::restore(limits, pools, &saved, Duration::ZERO).map(|_| ()).unwrap_err().to_string()
     };
@@ -420,13 +437,13 @@ fn limits_that_are_too_low_for_what_was_saved_say_so() {
     assert_eq!(said, "its regions have 8 pages, more than --max-entries 7; raise that limit");
     let small = [PoolSpec { size: 4 * 4096, granularity: 4096 }];
     let said = restore(LIMITS, &small);
-    assert_eq!(said, "its region 1 does not fit into the pool any more; use the --pool-size of before");
+    assert_eq!(said, "its region 1 does not fit into the pool any more; give the pool the size of before");
 }
 
 #[test]
 fn more_instances_may_be_allowed_than_before() {
     let (mut server, ..) = one_entry();
-    let (journal, saved) = Journal::open(server.folder.path(), 200, false).unwrap();
+    let (journal, saved) = open(server.folder.path(), 200, false).unwrap();
     let limits = Limits { max_instances: 200, ..LIMITS };
     (server.journal, server.state) =
         (journal, State::restore(limits, &POOLS, &saved, Duration::ZERO).unwrap());
@@ -434,6 +451,6 @@ fn more_instances_may_be_allowed_than_before() {
     for _ in 1..200 {
         server.open_instance("one of many");
     }
-    let (_, saved) = Journal::open(server.folder.path(), 2, false).unwrap();
+    let (_, saved) = open(server.folder.path(), 2, false).unwrap();
     assert_eq!(saved.instances.len(), 200);
 }

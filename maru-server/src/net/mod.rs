@@ -13,7 +13,7 @@ mod task;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
@@ -23,10 +23,10 @@ use tokio::sync::{Notify, mpsc};
 use tracing::{debug, error, info, warn};
 
 use crate::error::ServerError;
-use crate::journal::Journal;
+use crate::journal::{Journal, StateFolder};
 use crate::metrics::{self, Restored};
 use crate::options::{Driver, Options};
-use crate::pool::{FolderPool, PoolPlan, mount_tmpfs};
+use crate::pool::{self, Memory, PoolFacts};
 use crate::service::{ServedPool, ServedSocket, Service, ServiceConfig};
 use crate::state::{Limits, PoolSpec, RetiredRegion};
 use admission::Admission;
@@ -59,18 +59,13 @@ pub fn run(options: &Options) -> Result<(), ServerError> {
     raise_descriptor_limit();
     let auth = read_token(options)?;
     let runtime = ring::runtime()?;
-    let path = match (&options.pool_mount, options.pool_size, &options.pool_dir) {
-        (Some(point), Some(size), _) => mount_tmpfs(point, size)?,
-        (_, _, Some(path)) => path.clone(),
-        _ => default_pool_path(),
-    };
-    let pool = FolderPool::open(&PoolPlan { path, size: options.pool_size })?;
-    runtime.block_on(serve(options, pool, auth))
-}
-
-/// Where the pool of this user's server lies unless it is told otherwise.
-pub fn default_pool_path() -> PathBuf {
-    format!("/dev/shm/maru-{}", rustix::process::geteuid().as_raw()).into()
+    let plans = options.pools();
+    pool::mount_planned(&plans)?;
+    let plans = pool::look_at(plans)?;
+    let folder = options.state_dir.clone().unwrap_or_else(|| pool::state_folder(&plans));
+    let folder = StateFolder::open(&folder)?;
+    let memory = Memory::open(&plans, folder.path().to_owned())?;
+    runtime.block_on(serve(options, folder, memory, auth))
 }
 
 /// Whether the kernel gives this process a ring.
@@ -81,7 +76,7 @@ pub(crate) fn try_ring() -> Result<(), ServerError> {
 /// What all tasks share. One thread runs them, so nothing here is locked; no borrow is held over an await.
 struct Shared {
     service: RefCell<Service>,
-    pool: FolderPool,
+    memory: Memory,
     started: Instant,
     limits: NetLimits,
     admission: Admission,
@@ -124,7 +119,7 @@ impl Shared {
         while let Some(region) = next() {
             let shared = Rc::clone(self);
             tokio_uring::spawn(async move {
-                let released = tokio::task::spawn_blocking(shared.pool.releaser(region.id)).await;
+                let released = tokio::task::spawn_blocking(shared.memory.releaser(&region)).await;
                 if let Err(error) = released.unwrap_or_else(|panic| Err(std::io::Error::other(panic))) {
                     error!(region = region.id.0, %error, "could not release the memory of a region");
                 }
@@ -136,7 +131,12 @@ impl Shared {
     }
 }
 
-async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> Result<(), ServerError> {
+async fn serve(
+    options: &Options,
+    folder: StateFolder,
+    mut memory: Memory,
+    auth: Option<AuthToken>,
+) -> Result<(), ServerError> {
     let system = |what| move |source| ServerError::System { what, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("can't catch SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("can't catch SIGINT"))?;
@@ -145,12 +145,12 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
     let (socket, unix) = SocketFile::listen(options.socket.as_deref(), &admission)?;
     let tcp = options.listen.map(Listener::tcp).transpose()?;
 
-    let (mut service, restored) = restore(options, &pool, auth, socket.path())?;
+    let (mut service, restored) = restore(options, &folder, &mut memory, auth, socket.path())?;
     let reactor = reactor(options, &mut service)?;
     let arrivals = reactor.is_some().then(Rc::<Arrivals>::default);
     let shared = Rc::new(Shared {
         service: RefCell::new(service),
-        pool,
+        memory,
         started: Instant::now(),
         limits: NetLimits {
             max_connections: options.max_connections,
@@ -205,8 +205,8 @@ async fn serve(options: &Options, pool: FolderPool, auth: Option<AuthToken>) -> 
     shared.service.borrow_mut().stop();
     drain(&shared).await;
     let chunks = shared.service.borrow().state().figures(shared.now()).entries;
-    let pool = shared.pool.path().display();
-    info!(%pool, chunks, "stopped; the pool keeps its chunks for the next start, and its memory is given back with the folder");
+    let journal = folder.path().display();
+    info!(%journal, chunks, "stopped; the pools keep their chunks for the next start, and folders their memory until they are removed");
     Ok(())
 }
 
@@ -308,18 +308,23 @@ async fn end_stalled(shared: Rc<Shared>) {
     }
 }
 
-/// The service, with everything that the pool's folder holds of an earlier run.
+/// The service, with everything that an earlier run left.
 fn restore(
     options: &Options,
-    pool: &FolderPool,
+    folder: &StateFolder,
+    memory: &mut Memory,
     auth: Option<AuthToken>,
     socket: &Path,
 ) -> Result<(Service, Restored), ServerError> {
     let began = Instant::now();
-    let (journal, saved) = Journal::open(pool.path(), options.max_instances, options.fresh)?;
-    let config = ServiceConfig { socket: served_socket(socket), ..service_config(options, pool, auth) };
+    let (mut journal, mut saved) = Journal::open(folder.path(), options.max_instances, options.fresh)?;
+    memory.adopt(journal.deployment())?;
+    journal.read_regions(&memory.identities(), &mut saved)?;
+    memory.settle(&saved.regions)?;
+    let config = service_config(options, memory, auth);
+    let config = ServiceConfig { epoch: folder.epoch(), socket: served_socket(socket), ..config };
     let service = Service::restore(config, journal, &saved, Duration::ZERO)
-        .map_err(|source| ServerError::Restore { path: pool.path().to_owned(), source })?;
+        .map_err(|source| ServerError::Restore { path: folder.path().to_owned(), source })?;
     let figures = service.state().figures(Duration::ZERO);
     let took = began.elapsed();
     if figures.regions + figures.instances > 0 {
@@ -334,10 +339,9 @@ fn restore(
     Ok((service, Restored { entries: figures.entries, took }))
 }
 
-fn service_config(options: &Options, pool: &FolderPool, auth: Option<AuthToken>) -> ServiceConfig {
-    let spec = PoolSpec { size: pool.size(), granularity: pool.granularity() };
-    let by_size = (spec.size / MIN_PAGE_SIZE).min(DEFAULT_MAX_ENTRIES);
-    let path = pool.path().to_str().expect("the pool's path was checked to be UTF-8").to_owned();
+fn service_config(options: &Options, memory: &Memory, auth: Option<AuthToken>) -> ServiceConfig {
+    let bytes = memory.facts().map(|facts| facts.size).sum::<u64>();
+    let by_size = (bytes / MIN_PAGE_SIZE).min(DEFAULT_MAX_ENTRIES);
     ServiceConfig {
         limits: Limits {
             max_entries: options.max_entries.unwrap_or_else(|| u32::try_from(by_size).unwrap_or(u32::MAX)),
@@ -352,12 +356,25 @@ fn service_config(options: &Options, pool: &FolderPool, auth: Option<AuthToken>)
         },
         max_body: options.max_body,
         part: PART,
-        epoch: pool.epoch(),
+        epoch: 0,
         digest_key: DigestKey::from(crate::random::secret()),
         auth,
         allow_shutdown: options.allow_shutdown,
-        pools: vec![ServedPool::tmpfs(spec, path)],
+        pools: memory.facts().map(served_pool).collect(),
         socket: None,
+    }
+}
+
+/// A pool as clients are told of it.
+fn served_pool(facts: PoolFacts) -> ServedPool {
+    ServedPool {
+        spec: PoolSpec { size: facts.size, granularity: facts.granularity },
+        kind: facts.kind,
+        uuid: facts.identity.uuid,
+        incarnation: facts.identity.incarnation,
+        coherence: facts.coherence,
+        path: facts.path,
+        extents_at: facts.extents_at,
     }
 }
 

@@ -100,7 +100,7 @@ async fn serve(connection: &mut Connection, mut left: Option<Wait>) -> io::Resul
 async fn make_region(connection: &mut Connection, region: RegionInfo, request: &maru_proto::Header) -> Pause {
     let shared = Rc::clone(&connection.shared);
     connection.watch.start(shared.now());
-    let made = tokio::task::spawn_blocking(shared.pool.maker(&region)).await;
+    let made = tokio::task::spawn_blocking(shared.memory.maker(&region)).await;
     let made = made.unwrap_or_else(|panic| Err(io::Error::other(panic))).map(Some);
     let at = connection.output.len();
     let mut service = shared.service.borrow_mut();
@@ -141,7 +141,9 @@ async fn write_with_region(
 ) -> io::Result<()> {
     let response = connection.output.split_off(at);
     write(connection).await?;
-    let file = connection.shared.pool.open_region(region, writable)?;
+    let pool = connection.shared.service.borrow().state().region(region).map(|region| region.pool);
+    let pool = pool.ok_or_else(|| io::Error::from(Errno::NOENT))?;
+    let file = connection.shared.memory.open_region(pool, region, writable)?;
     let stream = &connection.link.stream;
     connection.link.set_unsent(true);
     let sent = loop {

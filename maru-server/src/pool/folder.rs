@@ -1,122 +1,155 @@
 //! A pool in a folder: one file a region, allocated in full before anybody maps it.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, ftruncate, statvfs};
+use maru_proto::{PoolCoherence, PoolHeader, PoolHeaderError, PoolKind};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, ftruncate, statfs, statvfs};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use super::header::{HeaderArea, map};
 use super::mount::{HugePages, Mount};
+use super::{GRANULARITY, Job, Pool, PoolFacts, PoolPlan, utf8_path};
 use crate::error::ServerError;
-use crate::journal::{PageTable, make_table, region_files, region_path, table_path};
-use crate::state::{RegionId, RegionInfo};
+use crate::files::rounded;
+use crate::journal::JournalError;
+use crate::state::{RegionId, RegionInfo, RetiredRegion, SavedRegion};
 
-/// Extents of a pool begin and end at multiples of a huge page, so that each can be mapped by huge pages.
-const GRANULARITY: u64 = 2 << 20;
+/// The file that holds the header, and that one server at a time holds locked.
+pub(crate) const HEADER_FILE: &str = "maru.pool";
 
-/// The file that one server at a time holds locked; it carries the number of the last run.
-pub(crate) const LOCK_FILE: &str = "maru.lock";
-
-/// Which folder becomes a pool, and how much of it.
-#[derive(Clone, Debug)]
-pub struct PoolPlan {
-    /// The folder.
-    pub path: PathBuf,
-    /// Bytes; a quarter of what is free where not given.
-    pub size: Option<ByteSize>,
-}
+/// What statfs(2) says of a hugetlbfs.
+const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
 
 /// A folder that this process alone hands out regions from.
 #[derive(Debug)]
-pub struct FolderPool {
-    path: PathBuf,
+pub(super) struct FolderPool {
+    kind: PoolKind,
+    folder: PathBuf,
+    path: String,
     size: u64,
-    epoch: u64,
+    coherence: PoolCoherence,
     huge_pages: HugePages,
+    header: HeaderArea,
     /// Held for its lock.
-    _lock: File,
+    _locked: File,
 }
 
 impl FolderPool {
-    /// Takes the folder, and counts this run. What an earlier run left in it stays.
+    /// Takes the folder, and makes it where it does not exist. What an earlier run left in it stays.
     ///
     /// # Errors
     /// [`ServerError`] where the folder can't be used, is used by another server, or can't hold the size.
-    pub fn open(plan: &PoolPlan) -> Result<FolderPool, ServerError> {
+    pub(super) fn open(plan: &PoolPlan) -> Result<FolderPool, ServerError> {
         let failed = |source| ServerError::Pool { path: plan.path.clone(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(&plan.path).map_err(failed)?;
-        let path = plan.path.canonicalize().map_err(failed)?;
-        check_path(&path)?;
-        let (lock, epoch) = take_lock(&path)?;
+        let folder = plan.path.canonicalize().map_err(failed)?;
+        let path = utf8_path(&folder)?;
+        let mount = Mount::of(&folder).map_err(failed)?;
+        let kind = kind_of(plan.kind, &folder, mount.as_ref())?;
+        if plan.coherence == PoolCoherence::Writeback && kind != PoolKind::FsDax {
+            return Err(ServerError::PoolCoherence { path: folder, kind: kind.name() });
+        }
+        let (locked, header) = take(&folder)?;
 
-        let mount = Mount::of(&path).map_err(failed)?;
         let huge_pages = mount.as_ref().map_or(HugePages::Never, |mount| mount.huge_pages);
         // What regions of an earlier run have is part of the pool.
-        let free = free_bytes(&path).and_then(|free| Ok(free + region_bytes(&path)?)).map_err(failed)?;
+        let free = free_bytes(&folder).and_then(|free| Ok(free + region_bytes(&folder)?)).map_err(failed)?;
         let wanted = plan.size.map_or(free / 4, |size| size.as_u64());
         let size = wanted / GRANULARITY * GRANULARITY;
         if size == 0 {
             return Err(ServerError::PoolTooSmall {
-                path,
+                path: folder,
                 size: ByteSize(wanted),
                 least: ByteSize(GRANULARITY),
             });
         }
         if size > free {
-            return Err(ServerError::PoolTooLarge { path, size: ByteSize(size), free: ByteSize(free) });
+            let fix = match kind {
+                PoolKind::Hugetlbfs => {
+                    "reserve more huge pages (sysctl vm.nr_hugepages), or give it a smaller size"
+                }
+                _ => "give it a smaller size",
+            };
+            let (size, free) = (ByteSize(size), ByteSize(free));
+            return Err(ServerError::PoolTooLarge { path: folder, size, free, fix });
         }
-        log_memory(&path, size, mount.as_ref());
-        Ok(FolderPool { path, size, epoch, huge_pages, _lock: lock })
+        log_memory(kind, &folder, size, mount.as_ref());
+        let coherence = plan.coherence;
+        Ok(FolderPool { kind, folder, path, size, coherence, huge_pages, header, _locked: locked })
+    }
+}
+
+impl Pool for FolderPool {
+    fn facts(&self) -> PoolFacts {
+        PoolFacts {
+            kind: self.kind,
+            identity: self.header.identity(),
+            path: self.path.clone(),
+            size: self.size,
+            granularity: GRANULARITY,
+            coherence: self.coherence,
+            extents_at: None,
+        }
     }
 
-    /// The folder.
-    pub fn path(&self) -> &Path {
-        &self.path
+    fn adopt(&mut self, deployment: [u8; 16]) -> Result<(), ServerError> {
+        if !self.header.is_of(deployment) {
+            self.keep_only(&[])?;
+            self.header.discard(deployment);
+        }
+        Ok(())
     }
 
-    /// Bytes that regions may take in all.
-    pub fn size(&self) -> u64 {
-        self.size
+    fn keep_only(&self, regions: &[RegionId]) -> Result<(), ServerError> {
+        let removed = region_files(&self.folder).and_then(|files| {
+            let unknown = files.into_iter().filter(|id| !regions.contains(id));
+            unknown
+                .map(|id| std::fs::remove_file(region_path(&self.folder, id)).map(|()| 1))
+                .sum::<io::Result<u32>>()
+        });
+        let removed = removed.map_err(|source| ServerError::Pool { path: self.folder.clone(), source })?;
+        if removed > 0 {
+            debug!(pool = %self.folder.display(), removed, "removed the files of regions that no directory knows");
+        }
+        Ok(())
     }
 
-    /// Regions begin and end at multiples of this many bytes.
-    pub fn granularity(&self) -> u64 {
-        GRANULARITY
+    fn check(&self, region: &SavedRegion) -> Result<(), JournalError> {
+        let path = region_path(&self.folder, region.id);
+        let has = match std::fs::metadata(&path).map(|memory| memory.len()) {
+            Ok(bytes) if bytes == region.extent => return Ok(()),
+            Ok(bytes) => format!("has {bytes}"),
+            Err(error) => format!("can't be looked at: {error}"),
+        };
+        Err(JournalError::Damaged {
+            path,
+            what: format!("it has to have {} bytes, and {has}", region.extent),
+        })
     }
 
-    /// The number of this run in this folder; grows at each start.
-    pub fn epoch(&self) -> u64 {
-        self.epoch
-    }
-
-    /// What it takes to make the memory of a region and its page table, to be run where it may block.
-    pub fn maker(&self, region: &RegionInfo) -> impl FnOnce() -> io::Result<PageTable> + Send + use<> {
-        let (folder, huge_pages, region) = (self.path.clone(), self.huge_pages, *region);
-        move || {
-            let path = region_path(&folder, region.id);
-            let made =
-                make_region(&path, region.extent, huge_pages).and_then(|()| make_table(&folder, &region));
-            if made.is_err() {
+    fn make(&self, region: &RegionInfo) -> Job {
+        let (path, extent, huge_pages) =
+            (region_path(&self.folder, region.id), region.extent, self.huge_pages);
+        Box::new(move || {
+            make_region(&path, extent, huge_pages).inspect_err(|_| {
                 // What was allocated so far is given back with the file.
                 let _ = std::fs::remove_file(&path);
-            }
-            made
-        }
+            })
+        })
     }
 
-    /// What it takes to give the memory of a region back, to be run where it may block.
-    pub fn releaser(&self, id: RegionId) -> impl FnOnce() -> io::Result<()> + Send + use<> {
-        let (path, table) = (region_path(&self.path, id), table_path(&self.path, id));
-        move || {
+    fn release(&self, region: &RetiredRegion) -> Job {
+        let path = region_path(&self.folder, region.id);
+        Box::new(move || {
             let file = OpenOptions::new().write(true).open(&path)?;
             let bytes = file.metadata()?.size();
             std::fs::remove_file(&path)?;
-            std::fs::remove_file(&table)?;
             // A client that still maps the file keeps its address space, not its memory. Where a file system can't
             // punch holes (hugetlbfs of old kernels), the memory goes with the last mapping.
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -124,74 +157,118 @@ impl FolderPool {
                 Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
                 Err(error) => Err(error.into()),
             }
-        }
+        })
     }
 
-    /// Opens the file of a region for a client: for writing too where it is the owner.
-    ///
-    /// # Errors
-    /// What opening the file says.
-    pub fn open_region(&self, id: RegionId, writable: bool) -> io::Result<File> {
-        OpenOptions::new().read(true).write(writable).open(region_path(&self.path, id))
+    fn open(&self, region: RegionId, writable: bool) -> io::Result<File> {
+        OpenOptions::new().read(true).write(writable).open(region_path(&self.folder, region))
     }
 }
 
-fn check_path(path: &Path) -> Result<(), ServerError> {
-    match path.to_str() {
-        Some(text) if text.len() <= maru_proto::POOL_PATH_MAX => Ok(()),
-        _ => Err(ServerError::PoolPath { path: path.to_owned(), limit: maru_proto::POOL_PATH_MAX }),
+/// What a folder is, which has to be what it is taken for.
+fn kind_of(wanted: Option<PoolKind>, folder: &Path, mount: Option<&Mount>) -> Result<PoolKind, ServerError> {
+    let kind = mount.map_or(PoolKind::FsDax, Mount::pool_kind);
+    match wanted {
+        // Any file system can stand in for one that hosts share.
+        Some(PoolKind::FsDax) => Ok(PoolKind::FsDax),
+        Some(wanted) if wanted != kind => Err(ServerError::PoolKind {
+            path: folder.to_owned(),
+            wanted: wanted.name(),
+            file_system: mount.map_or_else(|| "unknown".to_owned(), |mount| mount.file_system.clone()),
+            kind: kind.name(),
+        }),
+        _ => Ok(kind),
     }
 }
 
-/// Locks the folder for this process and counts the run.
-fn take_lock(path: &Path) -> Result<(File, u64), ServerError> {
-    let failed = |source| ServerError::Pool { path: path.to_owned(), source };
-    let mut lock = OpenOptions::new()
+/// Locks the folder for this process, and reads its header, or makes one.
+fn take(folder: &Path) -> Result<(File, HeaderArea), ServerError> {
+    let path = folder.join(HEADER_FILE);
+    let failed = |source| ServerError::Pool { path: path.clone(), source };
+    let mut options = OpenOptions::new();
+    let file = options
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .open(path.join(LOCK_FILE))
+        .open(&path)
         .map_err(failed)?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => return Err(ServerError::PoolInUse(path.to_owned())),
+        Err(Errno::WOULDBLOCK) => return Err(ServerError::PoolInUse(folder.to_owned())),
         Err(error) => return Err(failed(error.into())),
     }
-    let mut text = String::new();
-    lock.read_to_string(&mut text).map_err(failed)?;
-    let epoch = text.trim().parse().unwrap_or(0u64) + 1;
-    lock.rewind().map_err(failed)?;
-    lock.set_len(0).map_err(failed)?;
-    writeln!(lock, "{epoch}").map_err(failed)?;
-    Ok((lock, epoch))
+    let mapped = || {
+        let bytes = rounded(&file, PoolHeader::SLOTS_LEN as u64)?;
+        if file.metadata()?.len() < bytes {
+            ftruncate(&file, bytes)?;
+            // A full file system is an error here, and never a signal later.
+            fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
+        }
+        map(&file, bytes)
+    };
+    let header = match HeaderArea::read(mapped().map_err(failed)?) {
+        // Folders are the server's own to make a pool of.
+        Err(PoolHeaderError::Missing) => HeaderArea::create(mapped().map_err(failed)?),
+        header => header.map_err(|source| ServerError::PoolHeader { path: path.clone(), source })?,
+    };
+    Ok((file, header))
+}
+
+/// The file of a region's memory.
+fn region_path(folder: &Path, id: RegionId) -> PathBuf {
+    folder.join(format!("region-{}", id.0))
+}
+
+/// The regions that there is a file of.
+pub(crate) fn region_files(folder: &Path) -> io::Result<Vec<RegionId>> {
+    let mut ids = Vec::new();
+    for file in std::fs::read_dir(folder)? {
+        let name = file?.file_name();
+        let id = name.to_str().and_then(|name| name.strip_prefix("region-"));
+        ids.extend(id.and_then(|id| id.parse().ok()).map(RegionId));
+    }
+    ids.sort_unstable();
+    Ok(ids)
 }
 
 /// Bytes that the files of regions take.
-pub(crate) fn region_bytes(path: &Path) -> io::Result<u64> {
-    let files = region_files(path)?;
-    let sizes = files.into_iter().map(|id| std::fs::metadata(region_path(path, RegionId(id))));
+pub(crate) fn region_bytes(folder: &Path) -> io::Result<u64> {
+    let files = region_files(folder)?;
+    let sizes = files.into_iter().map(|id| std::fs::metadata(region_path(folder, id)));
     Ok(sizes.flatten().map(|file| file.blocks() * 512).sum())
 }
 
 /// Bytes that are free where a folder lies.
 pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = statvfs(path)?;
+    // A hugetlbfs that was mounted without a size says nothing of what it could hold: all that is free of its pages.
+    if stat.f_blocks == 0 && statfs(path)?.f_type == HUGETLBFS_MAGIC {
+        let pages = format!("/sys/kernel/mm/hugepages/hugepages-{}kB/free_hugepages", stat.f_frsize >> 10);
+        let pages = std::fs::read_to_string(pages)?.trim().parse::<u64>().map_err(io::Error::other)?;
+        return Ok(pages.saturating_mul(stat.f_frsize));
+    }
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-fn log_memory(path: &Path, size: u64, mount: Option<&Mount>) {
+fn log_memory(kind: PoolKind, path: &Path, size: u64, mount: Option<&Mount>) {
     let file_system = mount.map_or("unknown", |mount| mount.file_system.as_str());
     info!(pool = %path.display(), size = %ByteSize(size), file_system, "the pool is ready");
-    match mount {
-        Some(mount) if mount.huge_pages == HugePages::Never => warn!(
-            "{} gives no huge pages, so mapping regions takes about ten times as long; with --pool-mount the server \
-             mounts one that does, or mount it yourself: mount -t tmpfs -o size={},huge=within_size maru DIR",
+    let Some(mount) = mount else { return };
+    if kind == PoolKind::Tmpfs && mount.huge_pages == HugePages::Never {
+        warn!(
+            "{} gives no huge pages, so mapping regions takes about ten times as long; with mount behind its size the \
+             server mounts one that does (--pool tmpfs:DIR,size=SIZE,mount), or mount it yourself: \
+             mount -t tmpfs -o size={size},huge=within_size maru DIR",
             mount.point.display(),
-            size
-        ),
-        _ => {}
+        );
+    }
+    if kind == PoolKind::FsDax && !mount.is_dax {
+        warn!(
+            "{} is not mounted with dax: what is written there is in the memory of this host, where other hosts do not see it",
+            mount.point.display(),
+        );
     }
 }
 
@@ -228,95 +305,5 @@ fn populate_advised(file: &File, bytes: u64) -> io::Result<()> {
         // A kernel without the advice: `fallocate` gives plain pages.
         Err(Errno::INVAL) | Ok(()) => Ok(()),
         Err(error) => Err(error.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::state::{InstanceNumber, PoolId};
-
-    fn plan(path: &Path, size: u64) -> PoolPlan {
-        PoolPlan { path: path.to_owned(), size: Some(ByteSize(size)) }
-    }
-
-    #[test]
-    fn a_second_server_on_the_same_folder_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = FolderPool::open(&plan(folder.path(), 4 << 20)).unwrap();
-        let second = FolderPool::open(&plan(folder.path(), 4 << 20)).unwrap_err();
-        assert!(matches!(second, ServerError::PoolInUse(_)), "{second}");
-        drop(first);
-        FolderPool::open(&plan(folder.path(), 4 << 20)).unwrap();
-    }
-
-    #[test]
-    fn the_epoch_grows_at_each_start() {
-        let folder = tempfile::tempdir().unwrap();
-        let epoch = || FolderPool::open(&plan(folder.path(), 4 << 20)).unwrap().epoch();
-        assert_eq!([epoch(), epoch(), epoch()], [1, 2, 3]);
-    }
-
-    fn region(id: u32, extent: u64) -> RegionInfo {
-        RegionInfo {
-            id: RegionId(id),
-            pool: PoolId(0),
-            pool_offset: 0,
-            size: extent,
-            extent,
-            page_size: extent,
-            owner: Some(InstanceNumber(1)),
-            pages: 1,
-            entries: 0,
-            freed_pages: 0,
-            entry_bytes: 0,
-        }
-    }
-
-    #[test]
-    fn a_region_is_allocated_in_full_and_given_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let pool = FolderPool::open(&plan(folder.path(), 4 << 20)).unwrap();
-        pool.maker(&region(1, 2 << 20))().unwrap();
-        let allocated = std::fs::metadata(folder.path().join("region-1")).unwrap();
-        assert_eq!((allocated.size(), allocated.blocks() * 512), (2 << 20, 2 << 20));
-        pool.maker(&region(1, 2 << 20))().unwrap_err();
-    }
-
-    #[test]
-    fn the_memory_of_a_released_region_goes_even_while_a_client_maps_it() {
-        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-        let pool = FolderPool::open(&plan(folder.path(), 4 << 20)).unwrap();
-        pool.maker(&region(2, 4 << 20))().unwrap();
-        let mapped = pool.open_region(RegionId(2), true).unwrap();
-        pool.releaser(RegionId(2))().unwrap();
-        assert_eq!(mapped.metadata().unwrap().blocks(), 0);
-        assert_eq!(region_files(folder.path()).unwrap(), []);
-    }
-
-    #[test]
-    fn what_regions_of_an_earlier_run_take_does_not_make_the_pool_smaller() {
-        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-        let pool = FolderPool::open(&plan(folder.path(), 4 << 20)).unwrap();
-        pool.maker(&region(1, 4 << 20))().unwrap();
-        assert_eq!(region_bytes(folder.path()).unwrap(), 4 << 20);
-    }
-
-    #[test]
-    fn a_pool_has_a_sensible_size() {
-        let folder = tempfile::tempdir().unwrap();
-        let small = FolderPool::open(&plan(folder.path(), 4096)).unwrap_err();
-        assert!(matches!(small, ServerError::PoolTooSmall { .. }), "{small}");
-        let large = FolderPool::open(&plan(folder.path(), 1 << 60)).unwrap_err();
-        assert!(matches!(large, ServerError::PoolTooLarge { .. }), "{large}");
-    }
-
-    #[test]
-    fn a_region_that_does_not_fit_leaves_nothing_behind() {
-        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-        let pool = FolderPool::open(&plan(folder.path(), 4 << 20)).unwrap();
-        let refused = pool.maker(&region(3, 1 << 50))().unwrap_err();
-        assert_eq!(refused.raw_os_error(), Some(Errno::NOSPC.raw_os_error()), "{refused}");
-        assert_eq!(region_files(folder.path()).unwrap(), []);
     }
 }

@@ -4,9 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
+use maru_proto::PoolKind;
 use rustix::mount::{MountFlags, mount, mount_remount};
 use tracing::info;
 
+use super::PoolPlan;
 use crate::error::ServerError;
 
 /// How a file system gives huge pages to a file.
@@ -31,12 +33,23 @@ pub(crate) struct Mount {
     pub(crate) source: String,
     /// Whether its files get huge pages.
     pub(crate) huge_pages: HugePages,
+    /// Whether its files are mapped directly, without the page cache.
+    pub(crate) is_dax: bool,
 }
 
 impl Mount {
     /// The mount under an existing, canonical path.
     pub(crate) fn of(path: &Path) -> io::Result<Option<Mount>> {
         Ok(Mount::find(path, &std::fs::read_to_string("/proc/self/mountinfo")?))
+    }
+
+    /// What a pool in it is.
+    pub(crate) fn pool_kind(&self) -> PoolKind {
+        match self.file_system.as_str() {
+            "tmpfs" => PoolKind::Tmpfs,
+            "hugetlbfs" => PoolKind::Hugetlbfs,
+            _ => PoolKind::FsDax,
+        }
     }
 
     /// The last mount among the lines of a `mountinfo` whose point is the longest prefix of `path`.
@@ -55,6 +68,7 @@ impl Mount {
         let file_system = right.next()?.to_owned();
         let source = right.next()?.to_owned();
         let super_options = right.next().unwrap_or_default();
+        let is_dax = super_options.split(',').any(|option| matches!(option, "dax" | "dax=always"));
         let huge_pages = match file_system.as_str() {
             "hugetlbfs" => HugePages::Always,
             _ => match super_options.split(',').find_map(|option| option.strip_prefix("huge=")) {
@@ -63,7 +77,7 @@ impl Mount {
                 _ => HugePages::Never,
             },
         };
-        Some(Mount { point: point.into(), file_system, source, huge_pages })
+        Some(Mount { point: point.into(), file_system, source, huge_pages, is_dax })
     }
 }
 
@@ -78,9 +92,19 @@ fn unescape(text: &str) -> String {
 /// What a tmpfs of the server's own is called in the list of mounts.
 const SOURCE: &str = "maru";
 
-/// Mounts a tmpfs with huge pages for a pool of `size` bytes at `point`, which is made where it does not exist, and says
-/// where that is. One that an earlier run has mounted there stays, with what is in it.
-pub(crate) fn mount_tmpfs(point: &Path, size: ByteSize) -> Result<PathBuf, ServerError> {
+/// Mounts what is to be mounted for these pools.
+///
+/// # Errors
+/// [`ServerError`].
+pub(crate) fn mount_planned(plans: &[PoolPlan]) -> Result<(), ServerError> {
+    plans.iter().filter(|plan| plan.mount).try_for_each(|plan| {
+        let size = plan.size.ok_or_else(|| ServerError::MountSize(plan.path.clone()))?;
+        mount_tmpfs(&plan.path, size)
+    })
+}
+
+/// Mounts a tmpfs with huge pages for a pool of `size` bytes at `point`, which is made where it does not exist. One that an earlier run has mounted there stays, with what is in it.
+fn mount_tmpfs(point: &Path, size: ByteSize) -> Result<(), ServerError> {
     let failed = |source| ServerError::Mount { path: point.to_owned(), source };
     std::fs::create_dir_all(point).map_err(failed)?;
     let point = point.canonicalize().map_err(failed)?;
@@ -97,7 +121,7 @@ pub(crate) fn mount_tmpfs(point: &Path, size: ByteSize) -> Result<PathBuf, Serve
         mount(SOURCE, &point, "tmpfs", flags, &*options).map_err(|errno| failed(errno.into()))?;
         info!(point = %point.display(), "mounted a tmpfs with huge pages");
     }
-    Ok(point)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -110,11 +134,13 @@ mod tests {
 24 22 0:22 / /mnt/huge rw - tmpfs maru rw,size=1048576k,huge=within_size
 25 22 0:23 / /mnt/advised\\040pool rw - tmpfs maru rw,huge=advise
 26 22 0:24 / /mnt/huge2m rw master:5 - hugetlbfs none rw,pagesize=2M
+27 22 259:0 / /mnt/pmem rw - xfs /dev/pmem0 rw,attr2,dax=always,inode64
 ";
 
     #[test]
     fn the_mount_of_a_folder_says_whether_there_are_huge_pages() {
         for (path, point, file_system, source, huge_pages) in [
+            ("/mnt/pmem/maru", "/mnt/pmem", "xfs", "/dev/pmem0", HugePages::Never),
             ("/dev/shm/maru-0", "/dev/shm", "tmpfs", "tmpfs", HugePages::Never),
             ("/mnt/huge", "/mnt/huge", "tmpfs", "maru", HugePages::Always),
             ("/mnt/advised pool/a", "/mnt/advised pool", "tmpfs", "maru", HugePages::Advised),
@@ -122,7 +148,8 @@ mod tests {
             ("/mnt/hug", "/", "ext4", "/dev/vda", HugePages::Never),
         ] {
             let (file_system, source) = (file_system.into(), source.into());
-            let expected = Mount { point: point.into(), file_system, source, huge_pages };
+            let is_dax = point == "/mnt/pmem";
+            let expected = Mount { point: point.into(), file_system, source, huge_pages, is_dax };
             assert_eq!(Mount::find(Path::new(path), MOUNTINFO), Some(expected), "{path}");
         }
     }

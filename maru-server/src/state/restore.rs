@@ -85,7 +85,7 @@ pub enum RestoreError {
         limit: u32,
     },
     /// The pool is smaller than it was.
-    #[error("its region {} does not fit into the pool any more; use the --pool-size of before", .0.0)]
+    #[error("its region {} does not fit into the pool any more; give the pool the size of before", .0.0)]
     PoolTooSmall(RegionId),
     /// It contradicts itself.
     #[error("it contradicts itself: {0}")]

@@ -1,0 +1,83 @@
+//! The header of a pool where it lies: mapped, since neither devices nor huge pages are written in any other way.
+
+use std::fs::File;
+use std::io;
+
+use maru_proto::{PoolHeader, PoolHeaderError, PoolUuid};
+use memmap2::{MmapMut, MmapOptions};
+
+/// What a pool is known by: two of the same name hold the same only under the same incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolIdentity {
+    /// Its name on all hosts.
+    pub uuid: PoolUuid,
+    /// How often what was in it has been discarded, and once more.
+    pub incarnation: u64,
+}
+
+/// Maps the beginning of a file that holds a header.
+pub(crate) fn map(file: &File, length: u64) -> io::Result<MmapMut> {
+    let length = usize::try_from(length).map_err(io::Error::other)?;
+    // SAFETY: only the server that holds the pool's lock writes here; whoever else looks copies what it sees and goes by its
+    // checksum. Nobody shortens the file while it is a pool's.
+    unsafe { MmapOptions::new().len(length).map_mut(file) }
+}
+
+/// A header, and the memory that it stands in.
+#[derive(Debug)]
+pub(crate) struct HeaderArea {
+    map: MmapMut,
+    header: PoolHeader,
+    slot: usize,
+}
+
+impl HeaderArea {
+    /// The header that is there.
+    pub(crate) fn read(map: MmapMut) -> Result<HeaderArea, PoolHeaderError> {
+        let (header, slot) = PoolHeader::read(&map)?;
+        Ok(HeaderArea { map, header, slot })
+    }
+
+    /// Makes the header of a new pool, in place of whatever is there.
+    pub(crate) fn create(map: MmapMut) -> HeaderArea {
+        let header = PoolHeader::new(PoolUuid::from_random(crate::random::secret()));
+        let mut area = HeaderArea { map, header, slot: 1 };
+        area.put(header);
+        // The other slot may hold something later.
+        let other = area.other_slot() * PoolHeader::SLOT_LEN;
+        area.map[other..other + PoolHeader::LEN].fill(0);
+        area.flush();
+        area
+    }
+
+    /// What the pool is known by.
+    pub(crate) fn identity(&self) -> PoolIdentity {
+        PoolIdentity { uuid: self.header.uuid(), incarnation: self.header.incarnation() }
+    }
+
+    /// Whether this directory is the one that says what is in the pool.
+    pub(crate) fn is_of(&self, deployment: [u8; 16]) -> bool {
+        self.header.deployment() == deployment
+    }
+
+    /// From now on this directory says what is in the pool; what another one said is void.
+    pub(crate) fn discard(&mut self, deployment: [u8; 16]) {
+        self.put(self.header.discarded(deployment));
+    }
+
+    fn put(&mut self, header: PoolHeader) {
+        let slot = self.other_slot();
+        header.write(&mut self.map, slot);
+        self.flush();
+        (self.header, self.slot) = (header, slot);
+    }
+
+    fn other_slot(&self) -> usize {
+        1 - self.slot
+    }
+
+    fn flush(&self) {
+        // Memory that is a device of its own has nothing behind it, and says so by an error.
+        let _ = self.map.flush();
+    }
+}

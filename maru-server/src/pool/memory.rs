@@ -1,0 +1,116 @@
+//! The pools of a server, in the order of their ids, together with the folder of what is kept of them.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use maru_proto::PoolKind;
+
+use super::device::DevicePool;
+use super::folder::FolderPool;
+use super::{Pool, PoolFacts, PoolIdentity, PoolPlan};
+use crate::error::ServerError;
+use crate::journal::{PageTable, make_table, table_path};
+use crate::state::{PoolId, RegionId, RegionInfo, RetiredRegion, SavedRegion};
+
+/// All memory that the server hands out.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    pools: Vec<Box<dyn Pool>>,
+    /// Where the page tables lie.
+    folder: PathBuf,
+}
+
+impl Memory {
+    /// Takes these pools, the first of which is filled first. What an earlier run left in them stays for now.
+    ///
+    /// # Errors
+    /// [`ServerError`] where one can't be used, is used by another server, or can't hold its size.
+    pub(crate) fn open(plans: &[PoolPlan], folder: PathBuf) -> Result<Memory, ServerError> {
+        let mut memory = Memory { pools: Vec::new(), folder };
+        plans.iter().try_for_each(|plan| memory.add(plan))?;
+        Ok(memory)
+    }
+
+    fn add(&mut self, plan: &PoolPlan) -> Result<(), ServerError> {
+        let pool: Box<dyn Pool> = match plan.kind {
+            Some(PoolKind::DevDax) => Box::new(DevicePool::open(plan)?),
+            _ => Box::new(FolderPool::open(plan)?),
+        };
+        let uuid = pool.facts().identity.uuid;
+        if self.pools.iter().any(|other| other.facts().identity.uuid == uuid) {
+            return Err(ServerError::PoolTwice { path: plan.path.clone(), uuid });
+        }
+        self.pools.push(pool);
+        Ok(())
+    }
+
+    /// Takes the pools for a directory: what another one left in them is discarded.
+    pub(crate) fn adopt(&mut self, deployment: [u8; 16]) -> Result<(), ServerError> {
+        self.pools.iter_mut().try_for_each(|pool| pool.adopt(deployment))
+    }
+
+    /// Goes on with these regions: checks that their memory is there, and gives back what there is besides.
+    pub(crate) fn settle(&self, regions: &[SavedRegion]) -> Result<(), ServerError> {
+        for (id, pool) in (0..).map(PoolId).zip(&self.pools) {
+            let mut kept = Vec::new();
+            for region in regions.iter().filter(|region| region.pool == id) {
+                pool.check(region)?;
+                kept.push(region.id);
+            }
+            pool.keep_only(&kept)?;
+        }
+        Ok(())
+    }
+
+    /// What there is to know of each pool.
+    pub(crate) fn facts(&self) -> impl Iterator<Item = PoolFacts> {
+        self.pools.iter().map(|pool| pool.facts())
+    }
+
+    /// What the pools are known by.
+    pub(crate) fn identities(&self) -> Vec<PoolIdentity> {
+        self.facts().map(|facts| facts.identity).collect()
+    }
+
+    /// What it takes to make the memory of a region and its page table, to be run where it may block.
+    pub(crate) fn maker(&self, region: &RegionInfo) -> impl FnOnce() -> io::Result<PageTable> + Send + use<> {
+        let pool = self.pool(region.pool);
+        let (make, identity) = (pool.make(region), pool.facts().identity);
+        let undo = pool.release(&RetiredRegion {
+            id: region.id,
+            pool: region.pool,
+            pool_offset: region.pool_offset,
+            extent: region.extent,
+        });
+        let (folder, region) = (self.folder.clone(), *region);
+        move || {
+            make()?;
+            make_table(&folder, &region, identity).inspect_err(|_| {
+                let _ = undo();
+            })
+        }
+    }
+
+    /// What it takes to give the memory of a region back, to be run where it may block.
+    pub(crate) fn releaser(&self, region: &RetiredRegion) -> impl FnOnce() -> io::Result<()> + Send + use<> {
+        let release = self.pool(region.pool).release(region);
+        let table = table_path(&self.folder, region.id);
+        move || {
+            release()?;
+            std::fs::remove_file(table)
+        }
+    }
+
+    /// What a client maps a region of this pool from; for writing too where it is the owner.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn open_region(&self, pool: PoolId, region: RegionId, writable: bool) -> io::Result<File> {
+        self.pool(pool).open(region, writable)
+    }
+
+    fn pool(&self, id: PoolId) -> &dyn Pool {
+        &*self.pools[id.0 as usize]
+    }
+}
