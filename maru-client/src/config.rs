@@ -8,6 +8,7 @@ use std::time::Duration;
 use maru_proto::{AuthToken, InstanceId};
 
 use crate::error::{Error, Result};
+use crate::memory::DeviceMap;
 
 /// Page sizes are multiples of this many bytes.
 const PAGE_SIZE_UNIT: usize = 4096;
@@ -84,6 +85,7 @@ pub struct Config {
     pub(crate) auth_token: Option<Vec<u8>>,
     pub(crate) stay_on_tcp: bool,
     pub(crate) no_grace: bool,
+    pub(crate) device_map: DeviceMap,
 }
 
 impl Default for Config {
@@ -102,6 +104,7 @@ impl Default for Config {
             auth_token: None,
             stay_on_tcp: false,
             no_grace: false,
+            device_map: DeviceMap::default(),
         }
     }
 }
@@ -203,6 +206,14 @@ impl Config {
     /// ends the handler too ([`Error::SessionEnded`]).
     pub fn no_grace(mut self, yes: bool) -> Config {
         self.no_grace = yes;
+        self
+    }
+
+    /// Where pools lie on this host that are not found otherwise. It counts on TCP, where memory does not come as file
+    /// descriptors. Default: a pool is looked for under the path that the server has for it, and a device among all `/dev/dax*`,
+    /// by the UUID that it carries.
+    pub fn device_map(mut self, map: DeviceMap) -> Config {
+        self.device_map = map;
         self
     }
 

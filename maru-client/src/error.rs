@@ -1,9 +1,10 @@
 //! What can go wrong in the client, each with one sentence that a person can act on.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use maru_proto::{BodyError, DecodeError, FrameStatus, Opcode, RecordStatus, VersionRange};
+use maru_proto::{BodyError, DecodeError, FrameStatus, Opcode, PoolUuid, RecordStatus, VersionRange};
 use rustix::io::Errno;
 
 use crate::page::PageLocation;
@@ -132,6 +133,18 @@ pub enum Error {
     /// The configuration makes no sense.
     #[error("invalid configuration: {0}")]
     InvalidConfig(String),
+    /// The memory of a pool is not on this host.
+    #[error("the memory of pool {uuid}, {kind}:{} at the server, is not on this host: {reason}", path.display())]
+    PoolNotHere {
+        /// The pool.
+        uuid: PoolUuid,
+        /// What it is made of.
+        kind: &'static str,
+        /// Where the server has it.
+        path: PathBuf,
+        /// Where it was looked for, and what to do.
+        reason: String,
+    },
     /// The memory of a region can't be mapped.
     #[error("can't map region {region_id}: {source}")]
     Map {

@@ -75,7 +75,7 @@ impl<'a> Found<'a> {
         let region_id = location.region_id.get();
         // Chunks of one prefix lie in few regions, mostly in the one seen last.
         if self.regions.last().is_none_or(|region| region.id() != region_id) {
-            let Some(region) = self.shared.region(region_id)? else {
+            let Some(region) = self.shared.readable_region(region_id)? else {
                 return Ok(false);
             };
             self.regions.push(region);

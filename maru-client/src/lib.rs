@@ -44,10 +44,10 @@ pub use handler::{
 };
 pub use key::AsKey;
 pub use maru_proto::{
-    EntryRecord, HeldPinsRecord, KeyDigest, Opcode, PoolRecord, RecordStatus, RegionRecord, ServerRecord,
-    StatKind, UsageRecord, VersionRange,
+    EntryRecord, HeldPinsRecord, KeyDigest, Opcode, PoolRecord, PoolUuid, RecordStatus, RegionRecord,
+    ServerRecord, StatKind, UsageRecord, VersionRange,
 };
-pub use memory::{RegionMemory, copy_nontemporal};
+pub use memory::{DeviceMap, RegionMemory, copy_nontemporal};
 pub use page::{PageLocation, PageMut};
 #[doc(hidden)]
 pub use rpc::fuzzing;

@@ -1,14 +1,13 @@
 //! What all handles, pages and guards of one handler share.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, OpenOptions};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use maru_proto::{
-    AllocationFilter, DigestKey, FrameStatus, GetRegionRequest, KeyDigest, RegionRecord, RequestAllocRequest,
+    AllocationFilter, DigestKey, FrameStatus, GetRegionRequest, KeyDigest, PoolRecord, RegionRecord,
+    RequestAllocRequest,
 };
 
 use tokio::sync::Notify;
@@ -17,7 +16,7 @@ use crate::config::Config;
 use crate::error::{Error, ProtocolError, Result};
 use crate::handler::Announcements;
 use crate::maintenance::Bell;
-use crate::memory::{Access, OwnPages, Region, Regions};
+use crate::memory::{Access, LocalPool, OwnPages, Region, Regions};
 use crate::page::PageLocation;
 use crate::pins::{PinKind, Pins};
 use crate::rpc::request::{GetRegion, ListAllocations, ListPools, RequestAlloc, ReturnAlloc};
@@ -69,7 +68,7 @@ pub(crate) struct Shared {
     /// Requests and writes of the links before.
     before: (AtomicU64, AtomicU64),
     /// Where pools lie, for those who get no descriptors.
-    pool_paths: Mutex<HashMap<u32, PathBuf>>,
+    pools: Mutex<KnownPools>,
     pub(crate) own: Arc<OwnPages>,
     pub(crate) regions: Regions,
     pub(crate) pins: Arc<Pins>,
@@ -91,6 +90,16 @@ pub(crate) struct Outages {
     pub(crate) count: u64,
     /// How long the last one took.
     pub(crate) last: Duration,
+}
+
+/// What is known of the pools since the session has gone on on these connections.
+#[derive(Default)]
+struct KnownPools {
+    link: u32,
+    pools: Vec<PoolRecord>,
+    here: HashMap<u32, LocalPool>,
+    /// Regions whose memory is on other hosts alone.
+    elsewhere: HashSet<u32>,
 }
 
 /// The part of the handler that a connection reaches back into.
@@ -155,7 +164,7 @@ impl Shared {
             outages: Mutex::default(),
             phase_changed: (Condvar::new(), Notify::new()),
             before: (AtomicU64::new(0), AtomicU64::new(0)),
-            pool_paths: Mutex::default(),
+            pools: Mutex::default(),
             own,
             regions: Regions::default(),
             pins,
@@ -305,17 +314,20 @@ impl Shared {
 
     /// Asks for a region and maps it for writing.
     pub(crate) fn new_region(&self, link: &Link, size: u64) -> Result<Arc<Region>> {
-        let request = RequestAlloc(RequestAllocRequest {
-            size: size.into(),
-            page_size: (self.config.page_size as u64).into(),
-            pool_id: RequestAllocRequest::ANY_POOL.into(),
-            reserved: 0.into(),
-        });
-        let (record, file) = match link.by_control(|control| control.request_alloc(&request)) {
+        let request = |pool_id: u32| {
+            RequestAlloc(RequestAllocRequest {
+                size: size.into(),
+                page_size: (self.config.page_size as u64).into(),
+                pool_id: pool_id.into(),
+                reserved: 0.into(),
+            })
+        };
+        let any_pool = request(RequestAllocRequest::ANY_POOL);
+        let (record, file) = match link.by_control(|control| control.request_alloc(&any_pool)) {
             Some(described) => described?,
             None => {
-                let record = link.connection.answer_to(&request)?;
-                let file = self.open_by_path(&record, true)?;
+                let record = self.alloc_where_pools_are(link, request)?;
+                let file = self.local_pool(&record)?.open(&record, true)?;
                 (record, file)
             }
         };
@@ -330,6 +342,28 @@ impl Shared {
         }
     }
 
+    /// Asks for a region in one of the pools whose memory is on this host, in their order.
+    fn alloc_where_pools_are(
+        &self,
+        link: &Link,
+        request: impl Fn(u32) -> RequestAlloc,
+    ) -> Result<RegionRecord> {
+        let found = self.known_pools()?.into_iter().map(|pool| (self.find_pool(&pool), pool.pool_id.get()));
+        let (here, elsewhere): (Vec<_>, Vec<_>) = found.partition(|(found, _)| found.is_ok());
+        if elsewhere.is_empty() {
+            return link.connection.answer_to(&request(RequestAllocRequest::ANY_POOL));
+        }
+        let mut refused =
+            elsewhere.into_iter().find_map(|(found, _)| found.err()).unwrap_or(Error::PoolExhausted);
+        for (_, pool_id) in here {
+            match link.connection.answer_to(&request(pool_id)) {
+                Err(error @ Error::Refused { status: FrameStatus::NoSpace, .. }) => refused = error,
+                answered => return answered,
+            }
+        }
+        Err(refused)
+    }
+
     /// Gives a region back, as far as the server can be reached.
     pub(crate) fn return_region(&self, region_id: u32) {
         if let Err(error) = self.link().connection.answer_to(&ReturnAlloc::of(region_id)) {
@@ -342,6 +376,22 @@ impl Shared {
         self.regions.get_or_map(region_id, || self.map_foreign(region_id))
     }
 
+    /// The same, to be read: `None` too where its memory is on other hosts alone, since what is there can't be read here.
+    pub(crate) fn readable_region(&self, region_id: u32) -> Result<Option<Arc<Region>>> {
+        if lock(&self.pools).elsewhere.contains(&region_id) {
+            return Ok(None);
+        }
+        match self.region(region_id) {
+            Err(error @ Error::PoolNotHere { .. }) => {
+                if lock(&self.pools).elsewhere.insert(region_id) {
+                    tracing::warn!(region_id, %error, "chunks of this region count as not stored");
+                }
+                Ok(None)
+            }
+            region => region,
+        }
+    }
+
     fn map_foreign(&self, region_id: u32) -> Result<Option<Region>> {
         if self.regions.len() % PRUNE_EVERY == PRUNE_EVERY - 1 {
             self.prune()?;
@@ -350,7 +400,7 @@ impl Shared {
         let described = match self.link().by_control(|control| control.get_region(&request)) {
             Some(described) => described,
             None => self.ask(&request).and_then(|record| {
-                let file = self.open_by_path(&record, false)?;
+                let file = self.local_pool(&record)?.open(&record, false)?;
                 Ok((record, file))
             }),
         };
@@ -380,27 +430,36 @@ impl Shared {
         Ok(())
     }
 
-    /// Opens the file of a region, which this host has to have under the path that the server names.
-    fn open_by_path(&self, record: &RegionRecord, writable: bool) -> Result<File> {
-        let (region_id, pool_id) = (record.region_id.get(), record.pool_id.get());
-        let known = lock(&self.pool_paths).get(&pool_id).cloned();
-        let folder = match known {
-            Some(folder) => folder,
-            None => {
-                let pools = self.ask(&ListPools([]))?;
-                let paths = pools
-                    .iter()
-                    .filter_map(|pool| pool.path().map(|path| (pool.pool_id.get(), PathBuf::from(path))));
-                let mut pool_paths = lock(&self.pool_paths);
-                pool_paths.extend(paths);
-                pool_paths.get(&pool_id).cloned().ok_or(ProtocolError::Region(region_id))?
+    /// Where the memory of a region's pool lies on this host.
+    fn local_pool(&self, region: &RegionRecord) -> Result<LocalPool> {
+        let pool_id = region.pool_id.get();
+        let pools = self.known_pools()?;
+        let pool = pools.iter().find(|pool| pool.pool_id.get() == pool_id);
+        self.find_pool(pool.ok_or(ProtocolError::Region(region.region_id.get()))?)
+    }
+
+    /// The server's pools. They may be others after it was started anew, so they are asked for on each link.
+    fn known_pools(&self) -> Result<Vec<PoolRecord>> {
+        let link = self.link().number;
+        {
+            let known = lock(&self.pools);
+            if known.link == link && !known.pools.is_empty() {
+                return Ok(known.pools.clone());
             }
-        };
-        OpenOptions::new()
-            .read(true)
-            .write(writable)
-            .open(folder.join(format!("region-{region_id}")))
-            .map_err(|source| Error::Map { region_id, source })
+        }
+        let pools = self.ask(&ListPools([]))?;
+        *lock(&self.pools) = KnownPools { link, pools: pools.clone(), ..KnownPools::default() };
+        Ok(pools)
+    }
+
+    fn find_pool(&self, pool: &PoolRecord) -> Result<LocalPool> {
+        let pool_id = pool.pool_id.get();
+        if let Some(known) = lock(&self.pools).here.get(&pool_id) {
+            return Ok(known.clone());
+        }
+        let found = LocalPool::find(pool, &self.config.device_map)?;
+        lock(&self.pools).here.insert(pool_id, found.clone());
+        Ok(found)
     }
 
     /// Refuses new work, and gives back the regions that nobody can write into any more.

@@ -18,6 +18,6 @@ pub mod state;
 
 pub use configuration::{Configuration, ConfigurationError};
 pub use error::ServerError;
-pub use net::run;
+pub use net::{Reread, run};
 pub use options::{LogFormat, Options};
 pub use output::Output;

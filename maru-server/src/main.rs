@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     for variable in &configuration.unknown_variables {
         tracing::warn!(variable, "set in the environment, but there is no such option");
     }
-    match maru_server::run(options) {
+    match maru_server::run(options, || Configuration::load().map(|again| again.options)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),
     }

@@ -372,6 +372,12 @@ impl Service {
         self.counters.connections_accepted += 1;
     }
 
+    /// One more pool, from which regions come when the others are full. How many entries there can be stays as it is.
+    pub fn add_pool(&mut self, pool: ServedPool) {
+        self.state.add_pool(pool.spec);
+        self.config.pools.push(pool);
+    }
+
     /// Reports the system calls that what drives the connections counts.
     pub(crate) fn count_system_calls(&mut self, calls: SystemCalls) {
         self.counters.system_calls = Some(calls);

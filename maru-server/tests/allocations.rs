@@ -12,7 +12,7 @@ use common::Peer;
 use maru_proto::{
     Flags, FrameStatus, KeyDigest, Opcode, RegionRecord, RegisterRecord, RequestAllocRequest, SessionToken,
 };
-use maru_server::Options;
+use maru_server::{Configuration, Options};
 use zerocopy::FromBytes;
 
 thread_local! {
@@ -53,7 +53,7 @@ fn a_hundred_thousand_requests_allocate_nothing() {
     options.pool = vec![format!("tmpfs:{}", path("pool")).parse().unwrap()];
     let server = std::thread::spawn(move || {
         COUNTED.set(true);
-        maru_server::run(&options)
+        maru_server::run(&options, || Configuration::load().map(|again| again.options))
     });
     let connect = || {
         let mut socket = None;

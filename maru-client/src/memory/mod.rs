@@ -5,10 +5,13 @@ mod copy;
 mod mapping;
 mod own;
 mod pages;
+mod pools;
 mod regions;
 
 pub use copy::copy_nontemporal;
 pub(crate) use mapping::{Access, Extent, Mapping};
 pub(crate) use own::{Claim, OwnPages};
+pub use pools::DeviceMap;
+pub(crate) use pools::LocalPool;
 pub use regions::RegionMemory;
 pub(crate) use regions::{Region, Regions};

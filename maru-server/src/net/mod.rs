@@ -5,6 +5,7 @@ mod connection;
 mod doorbell;
 mod listener;
 mod reactor;
+mod rescan;
 mod ring;
 mod scrape;
 mod stopwatch;
@@ -22,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tracing::{debug, error, info, warn};
 
+use crate::configuration::ConfigurationError;
 use crate::error::ServerError;
 use crate::journal::{Journal, StateFolder};
 use crate::metrics::{self, Restored};
@@ -51,21 +53,22 @@ const STALL_TICK: Duration = Duration::from_millis(20);
 /// How long connections may take to finish their frames once the server stops.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
-/// Runs the server until it is told to stop by SIGTERM, SIGINT or an allowed SHUTDOWN.
+/// Runs the server until it is told to stop by SIGTERM, SIGINT or an allowed SHUTDOWN. On SIGHUP it reads its options again
+/// and takes the pools that are new.
 ///
 /// # Errors
 /// [`ServerError`] where it can't start; once it serves, it goes on.
-pub fn run(options: &Options) -> Result<(), ServerError> {
+pub fn run(options: &Options, reread: Reread) -> Result<(), ServerError> {
     raise_descriptor_limit();
     let auth = read_token(options)?;
     let runtime = ring::runtime()?;
     let plans = options.pools();
     pool::mount_planned(&plans)?;
-    let plans = pool::look_at(plans)?;
+    let plans = plans.into_iter().map(pool::look_at).collect::<Result<Vec<_>, _>>()?;
     let folder = options.state_dir.clone().unwrap_or_else(|| pool::state_folder(&plans));
     let folder = StateFolder::open(&folder)?;
     let memory = Memory::open(&plans, folder.path().to_owned())?;
-    runtime.block_on(serve(options, folder, memory, auth))
+    runtime.block_on(serve(options, reread, folder, memory, auth))
 }
 
 /// Whether the kernel gives this process a ring.
@@ -73,10 +76,13 @@ pub(crate) fn try_ring() -> Result<(), ServerError> {
     ring::runtime().map(drop)
 }
 
+/// Reads the options once more, as they are now.
+pub type Reread = fn() -> Result<Options, ConfigurationError>;
+
 /// What all tasks share. One thread runs them, so nothing here is locked; no borrow is held over an await.
 struct Shared {
     service: RefCell<Service>,
-    memory: Memory,
+    memory: RefCell<Memory>,
     started: Instant,
     limits: NetLimits,
     admission: Admission,
@@ -119,7 +125,8 @@ impl Shared {
         while let Some(region) = next() {
             let shared = Rc::clone(self);
             tokio_uring::spawn(async move {
-                let released = tokio::task::spawn_blocking(shared.memory.releaser(&region)).await;
+                let release = shared.memory.borrow().releaser(&region);
+                let released = tokio::task::spawn_blocking(release).await;
                 if let Err(error) = released.unwrap_or_else(|panic| Err(std::io::Error::other(panic))) {
                     error!(region = region.id.0, %error, "could not release the memory of a region");
                 }
@@ -133,6 +140,7 @@ impl Shared {
 
 async fn serve(
     options: &Options,
+    reread: Reread,
     folder: StateFolder,
     mut memory: Memory,
     auth: Option<AuthToken>,
@@ -140,6 +148,7 @@ async fn serve(
     let system = |what| move |source| ServerError::System { what, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("can't catch SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("can't catch SIGINT"))?;
+    let hangup = signal(SignalKind::hangup()).map_err(system("can't catch SIGHUP"))?;
 
     let admission = Admission::new(&options.allow_uid, &options.allow_gid);
     let (socket, unix) = SocketFile::listen(options.socket.as_deref(), &admission)?;
@@ -150,7 +159,7 @@ async fn serve(
     let arrivals = reactor.is_some().then(Rc::<Arrivals>::default);
     let shared = Rc::new(Shared {
         service: RefCell::new(service),
-        memory,
+        memory: RefCell::new(memory),
         started: Instant::now(),
         limits: NetLimits {
             max_connections: options.max_connections,
@@ -191,6 +200,7 @@ async fn serve(
     let acceptors = acceptors
         .map(|listener| tokio_uring::spawn(listener::accept(Rc::clone(&shared), listener)))
         .collect::<Vec<_>>();
+    tokio_uring::spawn(rescan::rescan(Rc::clone(&shared), hangup, reread));
     tokio_uring::spawn(expire(Rc::clone(&shared), options.pin_ttl));
     tokio_uring::spawn(enforce_greetings(Rc::clone(&shared)));
     tokio_uring::spawn(end_stalled(Rc::clone(&shared)));

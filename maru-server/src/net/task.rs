@@ -100,7 +100,8 @@ async fn serve(connection: &mut Connection, mut left: Option<Wait>) -> io::Resul
 async fn make_region(connection: &mut Connection, region: RegionInfo, request: &maru_proto::Header) -> Pause {
     let shared = Rc::clone(&connection.shared);
     connection.watch.start(shared.now());
-    let made = tokio::task::spawn_blocking(shared.memory.maker(&region)).await;
+    let make = shared.memory.borrow().maker(&region);
+    let made = tokio::task::spawn_blocking(make).await;
     let made = made.unwrap_or_else(|panic| Err(io::Error::other(panic))).map(Some);
     let at = connection.output.len();
     let mut service = shared.service.borrow_mut();
@@ -143,7 +144,7 @@ async fn write_with_region(
     write(connection).await?;
     let pool = connection.shared.service.borrow().state().region(region).map(|region| region.pool);
     let pool = pool.ok_or_else(|| io::Error::from(Errno::NOENT))?;
-    let file = connection.shared.memory.open_region(pool, region, writable)?;
+    let file = connection.shared.memory.borrow().open_region(pool, region, writable)?;
     let stream = &connection.link.stream;
     connection.link.set_unsent(true);
     let sent = loop {

@@ -8,10 +8,17 @@ use maru_proto::PoolKind;
 
 use super::device::DevicePool;
 use super::folder::FolderPool;
-use super::{Pool, PoolFacts, PoolIdentity, PoolPlan};
+use super::{Pool, PoolFacts, PoolIdentity, PoolPlan, look_at, mount_planned};
 use crate::error::ServerError;
 use crate::journal::{PageTable, make_table, table_path};
 use crate::state::{PoolId, RegionId, RegionInfo, RetiredRegion, SavedRegion};
+
+fn open(plan: &PoolPlan) -> Result<Box<dyn Pool>, ServerError> {
+    Ok(match plan.kind {
+        Some(PoolKind::DevDax) => Box::new(DevicePool::open(plan)?),
+        _ => Box::new(FolderPool::open(plan)?),
+    })
+}
 
 /// All memory that the server hands out.
 #[derive(Debug)]
@@ -19,6 +26,8 @@ pub(crate) struct Memory {
     pools: Vec<Box<dyn Pool>>,
     /// Where the page tables lie.
     folder: PathBuf,
+    /// Whose directory says what is in the pools.
+    deployment: [u8; 16],
 }
 
 impl Memory {
@@ -27,27 +36,43 @@ impl Memory {
     /// # Errors
     /// [`ServerError`] where one can't be used, is used by another server, or can't hold its size.
     pub(crate) fn open(plans: &[PoolPlan], folder: PathBuf) -> Result<Memory, ServerError> {
-        let mut memory = Memory { pools: Vec::new(), folder };
-        plans.iter().try_for_each(|plan| memory.add(plan))?;
-        Ok(memory)
-    }
-
-    fn add(&mut self, plan: &PoolPlan) -> Result<(), ServerError> {
-        let pool: Box<dyn Pool> = match plan.kind {
-            Some(PoolKind::DevDax) => Box::new(DevicePool::open(plan)?),
-            _ => Box::new(FolderPool::open(plan)?),
-        };
-        let uuid = pool.facts().identity.uuid;
-        if self.pools.iter().any(|other| other.facts().identity.uuid == uuid) {
-            return Err(ServerError::PoolTwice { path: plan.path.clone(), uuid });
+        let mut memory = Memory { pools: Vec::new(), folder, deployment: [0; 16] };
+        for plan in plans {
+            memory.push(open(plan)?)?;
         }
-        self.pools.push(pool);
-        Ok(())
+        Ok(memory)
     }
 
     /// Takes the pools for a directory: what another one left in them is discarded.
     pub(crate) fn adopt(&mut self, deployment: [u8; 16]) -> Result<(), ServerError> {
+        self.deployment = deployment;
         self.pools.iter_mut().try_for_each(|pool| pool.adopt(deployment))
+    }
+
+    /// Takes one more pool, behind the others.
+    pub(crate) fn push(&mut self, pool: Box<dyn Pool>) -> Result<PoolFacts, ServerError> {
+        let facts = pool.facts();
+        let uuid = facts.identity.uuid;
+        if self.pools.iter().any(|other| other.facts().identity.uuid == uuid) {
+            return Err(ServerError::PoolTwice { path: facts.path.into(), uuid });
+        }
+        self.pools.push(pool);
+        Ok(facts)
+    }
+
+    /// What it takes to open a further pool for this directory, to be run where it may block. Nothing is in it then.
+    pub(crate) fn opener(
+        &self,
+        plan: PoolPlan,
+    ) -> impl FnOnce() -> Result<Box<dyn Pool>, ServerError> + Send + use<> {
+        let deployment = self.deployment;
+        move || {
+            mount_planned(std::slice::from_ref(&plan))?;
+            let mut pool = open(&look_at(plan)?)?;
+            pool.adopt(deployment)?;
+            pool.keep_only(&[])?;
+            Ok(pool)
+        }
     }
 
     /// Goes on with these regions: checks that their memory is there, and gives back what there is besides.

@@ -35,21 +35,14 @@ pub fn default_pool_path() -> PathBuf {
     format!("/dev/shm/maru-{}", rustix::process::geteuid().as_raw()).into()
 }
 
-/// The plans with the kinds that they turn out to be.
+/// The plan with the kind that it turns out to be.
 ///
 /// # Errors
-/// [`ServerError`] where a path can't be looked at.
-pub(crate) fn look_at(plans: Vec<PoolPlan>) -> Result<Vec<PoolPlan>, ServerError> {
-    let look = |plan: PoolPlan| {
-        let kind = match plan.kind {
-            Some(kind) => kind,
-            None => {
-                kind_of(&plan.path).map_err(|source| ServerError::Pool { path: plan.path.clone(), source })?
-            }
-        };
-        Ok(PoolPlan { kind: Some(kind), ..plan })
-    };
-    plans.into_iter().map(look).collect()
+/// [`ServerError`] where the path can't be looked at.
+pub(crate) fn look_at(plan: PoolPlan) -> Result<PoolPlan, ServerError> {
+    let failed = |source| ServerError::Pool { path: plan.path.clone(), source };
+    let kind = plan.kind.map_or_else(|| kind_of(&plan.path), Ok).map_err(failed)?;
+    Ok(PoolPlan { kind: Some(kind), ..plan })
 }
 
 /// What a pool under this path is, or would be once it is made.
@@ -99,7 +92,7 @@ pub(crate) struct PoolFacts {
 }
 
 /// Memory that regions are cut from, of which this process alone hands out any.
-pub(crate) trait Pool: fmt::Debug {
+pub(crate) trait Pool: fmt::Debug + Send {
     /// What there is to know of it.
     fn facts(&self) -> PoolFacts;
 
@@ -142,7 +135,7 @@ mod tests {
         std::fs::write(&device, "").unwrap();
         let look = |path: &Path| {
             let plan = PoolPlan { path: path.to_owned(), ..PoolPlan::default() };
-            look_at(vec![plan]).unwrap()[0].kind
+            look_at(plan).unwrap().kind
         };
         assert_eq!(look(&folder.path().join("to/be/made")), Some(PoolKind::Tmpfs));
         assert_eq!(look(&device), Some(PoolKind::DevDax));

@@ -209,6 +209,11 @@ impl State {
         self.pools.iter()
     }
 
+    /// One more pool, behind the others, from which regions come when those are full. The limits stay as they are.
+    pub fn add_pool(&mut self, spec: PoolSpec) {
+        self.pools.add(spec);
+    }
+
     /// The figures; takes a time that grows with the number of pools and instances, and with the pins of those whose
     /// oldest pin was released since the last time.
     pub fn figures(&self, now: Duration) -> Figures {

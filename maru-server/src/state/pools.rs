@@ -143,6 +143,11 @@ impl Pools {
         Pools(specs.iter().map(|spec| Pool::new(*spec)).collect())
     }
 
+    /// One more pool, behind the others.
+    pub(super) fn add(&mut self, spec: PoolSpec) {
+        self.0.push(Pool::new(spec));
+    }
+
     pub(super) fn contains(&self, id: PoolId) -> bool {
         self.0.len() > id.0 as usize
     }
