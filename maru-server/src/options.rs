@@ -62,8 +62,10 @@ pub struct Options {
     #[arg(long, value_name = "POOL", value_delimiter = ';')]
     pub pool: Vec<PoolPlan>,
 
-    /// Bytes of each pool that says no size of its own, such as 64GiB [default: a quarter of what is free in a folder, all of
-    /// a device].
+    /// Bytes of each folder that is a pool and says no size of its own, such as 64GiB [default: a quarter of what is free
+    /// there].
+    ///
+    /// A device that says none is used as a whole.
     #[arg(long, value_name = "SIZE")]
     pub pool_size: Option<ByteSize>,
 
@@ -194,9 +196,7 @@ pub struct Options {
 impl Options {
     /// The pools, in the order in which they are filled.
     pub(crate) fn pools(&self) -> Vec<PoolPlan> {
-        let default = [PoolPlan::default()];
-        let plans = if self.pool.is_empty() { &default[..] } else { &self.pool };
-        plans.iter().map(|plan| PoolPlan { size: plan.size.or(self.pool_size), ..plan.clone() }).collect()
+        if self.pool.is_empty() { vec![PoolPlan::default()] } else { self.pool.clone() }
     }
 }
 
@@ -255,12 +255,8 @@ mod tests {
     #[test]
     fn pools_are_filled_in_their_order() {
         let options = parse(&["--pool", "devdax:/dev/dax0.0;fsdax:/mnt/a,size=1GiB", "--pool", "tmpfs:/b"]);
-        let options = Options { pool_size: Some(ByteSize::gib(2)), ..options.unwrap() };
-        let pools =
-            options.pools().into_iter().map(|plan| (plan.to_string(), plan.size.map(|size| size.as_gib())));
-        let expected =
-            [("devdax:/dev/dax0.0", Some(2.0)), ("fsdax:/mnt/a", Some(1.0)), ("tmpfs:/b", Some(2.0))];
-        assert_eq!(pools.collect::<Vec<_>>(), expected.map(|(plan, size)| (plan.to_owned(), size)));
+        let pools = options.unwrap().pools().iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(pools, ["devdax:/dev/dax0.0", "fsdax:/mnt/a", "tmpfs:/b"]);
         assert!(parse(&["--pool", "ramfs:/x"]).unwrap_err().to_string().contains("kinds are tmpfs"));
     }
 

@@ -6,6 +6,7 @@
 mod client;
 mod command;
 mod content;
+mod device;
 mod handler;
 mod proxy;
 mod scrape;
@@ -15,6 +16,7 @@ mod sever;
 pub use client::ClientProcess;
 pub use command::{ClientConfig, Command, Reply, Stat};
 pub use content::{fill, is_intact};
+pub use device::make_device;
 pub use handler::{PAGE, config, connect, stat, store};
 pub use proxy::{Direction, Proxy};
 pub use scrape::{Sample, Scrape, get};

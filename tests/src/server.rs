@@ -49,11 +49,11 @@ impl ServerProcess {
         self.at_start = self.wait_for_log("serving");
     }
 
-    /// The command that starts a server in a folder, with a pool in it unless the options name others.
+    /// The command that starts a server in a folder, with a pool in it unless the options or a file of them name others.
     pub fn command(folder: &Path, options: &[&str]) -> Command {
         let mut command = Command::new(binary("maru-server"));
         command.arg("--socket").arg(folder.join("maru.sock"));
-        if !options.contains(&"--pool") {
+        if !options.iter().any(|option| ["--pool", "--config"].contains(option)) {
             command.arg("--pool").arg(folder.join("pool"));
         }
         command.args(["--pool-size", "16MiB"]).args(options);
@@ -148,6 +148,14 @@ impl ServerProcess {
     /// When it is dead.
     pub fn resume(&self) {
         kill_process(Pid::from_child(&self.child), Signal::CONT).expect("the server lives");
+    }
+
+    /// Has it read its options again.
+    ///
+    /// # Panics
+    /// When it is dead.
+    pub fn reload(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::HUP).expect("the server lives");
     }
 
     /// Kills the process at once, as SIGKILL does.

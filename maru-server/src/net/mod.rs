@@ -63,8 +63,8 @@ pub fn run(options: &Options, reread: Reread) -> Result<(), ServerError> {
     let auth = read_token(options)?;
     let runtime = ring::runtime()?;
     let plans = options.pools();
-    pool::mount_planned(&plans)?;
-    let plans = plans.into_iter().map(pool::look_at).collect::<Result<Vec<_>, _>>()?;
+    let plans = plans.iter().map(|plan| pool::resolve(plan, options.pool_size));
+    let plans = plans.collect::<Result<Vec<_>, _>>()?;
     let folder = options.state_dir.clone().unwrap_or_else(|| pool::state_folder(&plans));
     let folder = StateFolder::open(&folder)?;
     let memory = Memory::open(&plans, folder.path().to_owned())?;

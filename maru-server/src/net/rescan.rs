@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
+use bytesize::ByteSize;
 use tokio::signal::unix::Signal;
 use tracing::{error, info, warn};
 
@@ -13,9 +14,8 @@ use crate::pool::PoolPlan;
 /// Takes new pools on every signal.
 pub(super) async fn rescan(shared: Rc<Shared>, mut hangup: Signal, reread: Reread) {
     while hangup.recv().await.is_some() {
-        let plans = tokio::task::spawn_blocking(move || reread().map(|options| options.pools())).await;
-        let plans = match plans {
-            Ok(Ok(plans)) => plans,
+        let options = match tokio::task::spawn_blocking(reread).await {
+            Ok(Ok(options)) => options,
             Ok(Err(error)) => {
                 error!(%error, "SIGHUP: the options can't be read, so everything stays as it is");
                 continue;
@@ -26,8 +26,8 @@ pub(super) async fn rescan(shared: Rc<Shared>, mut hangup: Signal, reread: Rerea
             }
         };
         let before = shared.memory.borrow().facts().count();
-        for plan in plans {
-            if let Err(error) = take(&shared, plan).await {
+        for plan in options.pools() {
+            if let Err(error) = take(&shared, plan, options.pool_size).await {
                 error!(%error, "SIGHUP: a pool can't be taken");
             }
         }
@@ -44,14 +44,14 @@ pub(super) async fn rescan(shared: Rc<Shared>, mut hangup: Signal, reread: Rerea
 }
 
 /// Takes a pool, unless the server has it.
-async fn take(shared: &Shared, plan: PoolPlan) -> Result<(), ServerError> {
+async fn take(shared: &Shared, plan: PoolPlan, folder_size: Option<ByteSize>) -> Result<(), ServerError> {
     // What is not there yet is in use by nobody.
     if let Some(path) = plan.path.canonicalize().ok().as_deref().and_then(Path::to_str)
         && shared.memory.borrow().facts().any(|facts| facts.path == path)
     {
         return Ok(());
     }
-    let open = shared.memory.borrow().opener(plan);
+    let open = shared.memory.borrow().opener(plan, folder_size);
     let opened = tokio::task::spawn_blocking(open).await;
     let pool = opened.map_err(|panic| ServerError::System {
         what: "opening a pool failed",

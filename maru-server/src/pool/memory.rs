@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use maru_proto::PoolKind;
 
 use super::device::DevicePool;
 use super::folder::FolderPool;
-use super::{Pool, PoolFacts, PoolIdentity, PoolPlan, look_at, mount_planned};
+use super::{Pool, PoolFacts, PoolIdentity, PoolPlan, resolve};
 use crate::error::ServerError;
 use crate::journal::{PageTable, make_table, table_path};
 use crate::state::{PoolId, RegionId, RegionInfo, RetiredRegion, SavedRegion};
@@ -64,11 +65,11 @@ impl Memory {
     pub(crate) fn opener(
         &self,
         plan: PoolPlan,
+        folder_size: Option<ByteSize>,
     ) -> impl FnOnce() -> Result<Box<dyn Pool>, ServerError> + Send + use<> {
         let deployment = self.deployment;
         move || {
-            mount_planned(std::slice::from_ref(&plan))?;
-            let mut pool = open(&look_at(plan)?)?;
+            let mut pool = open(&resolve(&plan, folder_size)?)?;
             pool.adopt(deployment)?;
             pool.keep_only(&[])?;
             Ok(pool)

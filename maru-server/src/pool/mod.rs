@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bytesize::ByteSize;
 use maru_proto::{POOL_PATH_MAX, PoolCoherence, PoolKind};
 
 use crate::error::ServerError;
@@ -24,7 +25,8 @@ use crate::state::{RegionId, RegionInfo, RetiredRegion, SavedRegion};
 pub(crate) use folder::{HEADER_FILE, free_bytes, region_bytes, region_files};
 pub use header::PoolIdentity;
 pub(crate) use memory::Memory;
-pub(crate) use mount::{HugePages, Mount, mount_planned};
+use mount::mount_tmpfs;
+pub(crate) use mount::{HugePages, Mount};
 pub use plan::{InvalidPool, PoolPlan};
 
 /// Extents begin and end at multiples of a huge page, so that each can be mapped by huge pages.
@@ -35,14 +37,20 @@ pub fn default_pool_path() -> PathBuf {
     format!("/dev/shm/maru-{}", rustix::process::geteuid().as_raw()).into()
 }
 
-/// The plan with the kind that it turns out to be.
+/// The plan as it turns out to be: what is to be mounted is, its kind is found out, and a folder without a size of its own
+/// gets this one.
 ///
 /// # Errors
-/// [`ServerError`] where the path can't be looked at.
-pub(crate) fn look_at(plan: PoolPlan) -> Result<PoolPlan, ServerError> {
+/// [`ServerError`] where it can't be mounted or looked at.
+pub(crate) fn resolve(plan: &PoolPlan, folder_size: Option<ByteSize>) -> Result<PoolPlan, ServerError> {
     let failed = |source| ServerError::Pool { path: plan.path.clone(), source };
+    if plan.mount {
+        let size = plan.size.or(folder_size).ok_or_else(|| ServerError::MountSize(plan.path.clone()))?;
+        mount_tmpfs(&plan.path, size)?;
+    }
     let kind = plan.kind.map_or_else(|| kind_of(&plan.path), Ok).map_err(failed)?;
-    Ok(PoolPlan { kind: Some(kind), ..plan })
+    let size = plan.size.or(folder_size.filter(|_| kind != PoolKind::DevDax));
+    Ok(PoolPlan { kind: Some(kind), size, ..plan.clone() })
 }
 
 /// What a pool under this path is, or would be once it is made.
@@ -135,7 +143,7 @@ mod tests {
         std::fs::write(&device, "").unwrap();
         let look = |path: &Path| {
             let plan = PoolPlan { path: path.to_owned(), ..PoolPlan::default() };
-            look_at(plan).unwrap().kind
+            resolve(&plan, None).unwrap().kind
         };
         assert_eq!(look(&folder.path().join("to/be/made")), Some(PoolKind::Tmpfs));
         assert_eq!(look(&device), Some(PoolKind::DevDax));

@@ -8,7 +8,6 @@ use maru_proto::PoolKind;
 use rustix::mount::{MountFlags, mount, mount_remount};
 use tracing::info;
 
-use super::PoolPlan;
 use crate::error::ServerError;
 
 /// How a file system gives huge pages to a file.
@@ -92,19 +91,8 @@ fn unescape(text: &str) -> String {
 /// What a tmpfs of the server's own is called in the list of mounts.
 const SOURCE: &str = "maru";
 
-/// Mounts what is to be mounted for these pools.
-///
-/// # Errors
-/// [`ServerError`].
-pub(crate) fn mount_planned(plans: &[PoolPlan]) -> Result<(), ServerError> {
-    plans.iter().filter(|plan| plan.mount).try_for_each(|plan| {
-        let size = plan.size.ok_or_else(|| ServerError::MountSize(plan.path.clone()))?;
-        mount_tmpfs(&plan.path, size)
-    })
-}
-
 /// Mounts a tmpfs with huge pages for a pool of `size` bytes at `point`, which is made where it does not exist. One that an earlier run has mounted there stays, with what is in it.
-fn mount_tmpfs(point: &Path, size: ByteSize) -> Result<(), ServerError> {
+pub(super) fn mount_tmpfs(point: &Path, size: ByteSize) -> Result<(), ServerError> {
     let failed = |source| ServerError::Mount { path: point.to_owned(), source };
     std::fs::create_dir_all(point).map_err(failed)?;
     let point = point.canonicalize().map_err(failed)?;
