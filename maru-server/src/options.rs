@@ -117,7 +117,7 @@ pub struct Options {
 
     /// Entries, and so pages of all regions [default: one for each 4 KiB of pool, at most 16,777,216].
     ///
-    /// Each takes about 80 bytes once used.
+    /// Each takes about 80 bytes once used. Pools that are taken later do not raise it.
     #[arg(long, value_name = "N")]
     pub max_entries: Option<u32>,
 

@@ -252,7 +252,9 @@ fn a_pool_that_is_plugged_in_later_is_taken_on_sighup() {
     list(&[&first]);
     let state = tempfile::tempdir_in("/dev/shm").unwrap();
     let state = state.path().to_str().unwrap();
-    let server = ServerProcess::start(&["--config", file.to_str().unwrap(), "--state-dir", state]);
+    let file_name = file.to_str().unwrap();
+    let server =
+        ServerProcess::start(&["--config", file_name, "--state-dir", state, "--max-entries", "1024"]);
     let writer = MaruHandler::connect(config(&server).region_size(2 * MIB)).unwrap();
     store_all(&writer, &keys("first", 512));
     let other = connect(&server);
