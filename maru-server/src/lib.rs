@@ -12,6 +12,7 @@ mod options;
 mod output;
 pub mod pool;
 mod random;
+mod reports;
 pub mod service;
 pub mod state;
 
