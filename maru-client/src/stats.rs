@@ -72,36 +72,43 @@ pub struct ReportedLatencies {
 }
 
 impl ReportedLatencies {
-    pub(crate) fn new(buckets: Vec<ReportRecord>) -> ReportedLatencies {
+    pub(crate) fn new(mut buckets: Vec<ReportRecord>) -> ReportedLatencies {
+        buckets.sort_by_key(|bucket| bucket.instance.get());
         ReportedLatencies { buckets }
     }
 
     /// The numbers of the instances that have reported, ascending.
     pub fn instances(&self) -> Vec<u32> {
         let mut instances = self.buckets.iter().map(|bucket| bucket.instance.get()).collect::<Vec<_>>();
-        instances.sort_unstable();
         instances.dedup();
         instances
     }
 
     /// The calls of one operation of an instance.
     pub fn of(&self, instance: u32, operation: ClientOperation) -> Latencies {
-        self.sum(|bucket| bucket.instance.get() == instance && bucket.operation.get() == operation as u16)
+        let buckets = self.buckets_of(instance).iter();
+        sum(buckets.filter(|bucket| bucket.operation.get() == operation as u16))
     }
 
     /// All calls of an instance together.
     pub fn all_of(&self, instance: u32) -> Latencies {
-        self.sum(|bucket| bucket.instance.get() == instance)
+        sum(self.buckets_of(instance).iter())
     }
 
-    fn sum(&self, is_wanted: impl Fn(&ReportRecord) -> bool) -> Latencies {
-        let mut buckets = BTreeMap::<u64, u64>::new();
-        for bucket in self.buckets.iter().filter(|bucket| is_wanted(bucket)) {
-            let calls = buckets.entry(bucket.upper_ns.get()).or_default();
-            *calls = calls.saturating_add(bucket.calls.get());
-        }
-        Latencies { buckets: buckets.into_iter().collect() }
+    fn buckets_of(&self, instance: u32) -> &[ReportRecord] {
+        let begin = self.buckets.partition_point(|bucket| bucket.instance.get() < instance);
+        let end = self.buckets.partition_point(|bucket| bucket.instance.get() <= instance);
+        &self.buckets[begin..end]
     }
+}
+
+fn sum<'a>(buckets: impl Iterator<Item = &'a ReportRecord>) -> Latencies {
+    let mut sums = BTreeMap::<u64, u64>::new();
+    for bucket in buckets {
+        let calls = sums.entry(bucket.upper_ns.get()).or_default();
+        *calls = calls.saturating_add(bucket.calls.get());
+    }
+    Latencies { buckets: sums.into_iter().collect() }
 }
 
 /// How long the requests of one operation took, or the calls.
