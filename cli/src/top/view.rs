@@ -190,7 +190,7 @@ fn draw_instances(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         widths.push(Constraint::Length(7));
     }
     names.extend(["p50", "p99"]);
-    widths.extend([6, 6].map(Constraint::Length));
+    widths.extend([5, 5].map(Constraint::Length));
     if is_wide {
         names.extend(["number", "regions", "entries", "slack", "connections"]);
         widths.extend([6, 7, 8, 10, 11].map(Constraint::Length));
