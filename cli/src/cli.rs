@@ -28,6 +28,7 @@ pub(crate) enum Command {
     Status(ReportArgs),
     Pools(ReportArgs),
     Usage(ReportArgs),
+    Calls(ReportArgs),
     Keys(KeysArgs),
     Pins(PinsArgs),
     Top(TopArgs),
@@ -66,7 +67,7 @@ pub(crate) struct FormatArgs {
     pub(crate) csv: bool,
 }
 
-/// Show the server's figures, its pools, or what each instance uses.
+/// Show the server's figures, its pools, what each instance uses, or how long the calls of those take that report it.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct ReportArgs {
     /// Again and again, every so often.
@@ -130,7 +131,8 @@ pub(crate) struct PinsArgs {
 
 /// Watch a server in a terminal: rates, operations, instances and pools.
 ///
-/// 1, 2, 3 and Tab switch between views, p stops the screen and lets it go on, o orders the instances, q ends it.
+/// 1, 2, 3 and Tab switch between views, p stops the screen and lets it go on, o orders the instances, c chooses whose latency of
+/// their calls is shown, q ends it.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct TopArgs {
     /// How often the server is looked at.

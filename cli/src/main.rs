@@ -1,5 +1,6 @@
 //! `maru`: what an operator of a maru-server sees and does, one subcommand a question.
 
+mod calls;
 mod cli;
 mod doctor;
 mod error;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Command::Status(args) => watch::report(server, *args, status::look),
         Command::Pools(args) => watch::report(server, *args, pools::look),
         Command::Usage(args) => watch::report(server, *args, usage::look),
+        Command::Calls(args) => watch::report(server, *args, calls::look),
         Command::Keys(args) => keys::run(server, args),
         Command::Pins(args) => pins::run(server, args),
         Command::Top(args) => top::run(server, args),

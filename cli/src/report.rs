@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
+use maru_client::Latencies;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
@@ -44,6 +45,8 @@ pub(crate) enum Value {
     Seconds(u64),
     /// Milliseconds; the name ends in `_ms`.
     Milliseconds(u64),
+    /// Nanoseconds; the name ends in `_ns`.
+    Nanoseconds(u64),
     /// A share of a whole, 0 to 1.
     Ratio(f64),
     /// Yes or no.
@@ -64,6 +67,12 @@ impl Value {
         if whole == 0 { Value::Absent } else { Value::Ratio(part as f64 / whole as f64) }
     }
 
+    /// What so many percent of the calls took at most; absent without any.
+    pub(crate) fn percentile(calls: &Latencies, percent: f64) -> Value {
+        let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        calls.percentile(percent).map_or(Value::Absent, |took| Value::Nanoseconds(nanoseconds(took)))
+    }
+
     /// For people.
     fn text(&self) -> String {
         match self {
@@ -73,6 +82,7 @@ impl Value {
             Value::Bytes(bytes) => ByteSize(*bytes).display().iec().to_string(),
             Value::Seconds(seconds) => humantime::format_duration(Duration::from_secs(*seconds)).to_string(),
             Value::Milliseconds(ms) => humantime::format_duration(Duration::from_millis(*ms)).to_string(),
+            Value::Nanoseconds(ns) => short(Duration::from_nanos(*ns)),
             Value::Ratio(ratio) => format!("{:.1} %", ratio * 100.0),
             Value::Flag(flag) => if *flag { "yes" } else { "no" }.to_owned(),
             Value::Absent => "-".to_owned(),
@@ -84,7 +94,11 @@ impl Value {
     fn field(&self) -> String {
         match self {
             Value::Text(text) => text.clone(),
-            Value::Count(n) | Value::Bytes(n) | Value::Seconds(n) | Value::Milliseconds(n) => n.to_string(),
+            Value::Count(n)
+            | Value::Bytes(n)
+            | Value::Seconds(n)
+            | Value::Milliseconds(n)
+            | Value::Nanoseconds(n) => n.to_string(),
             Value::Ratio(ratio) => ratio.to_string(),
             Value::Flag(flag) => flag.to_string(),
             Value::Absent => String::new(),
@@ -101,9 +115,11 @@ impl Serialize for Value {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Value::Text(text) => serializer.serialize_str(text),
-            Value::Count(n) | Value::Bytes(n) | Value::Seconds(n) | Value::Milliseconds(n) => {
-                serializer.serialize_u64(*n)
-            }
+            Value::Count(n)
+            | Value::Bytes(n)
+            | Value::Seconds(n)
+            | Value::Milliseconds(n)
+            | Value::Nanoseconds(n) => serializer.serialize_u64(*n),
             Value::Ratio(ratio) => serializer.serialize_f64(*ratio),
             Value::Flag(flag) => serializer.serialize_bool(*flag),
             Value::Absent => serializer.serialize_none(),
@@ -243,7 +259,7 @@ fn csv(out: impl Write, time: &str, rows: &[Row], names: bool) -> io::Result<()>
 
 /// A name as people read it: without its unit.
 fn title(name: &str) -> String {
-    let bare = ["_bytes", "_ms", "_s"].iter().find_map(|unit| name.strip_suffix(unit)).unwrap_or(name);
+    let bare = ["_bytes", "_ns", "_ms", "_s"].iter().find_map(|unit| name.strip_suffix(unit)).unwrap_or(name);
     bare.replace('_', " ")
 }
 
@@ -279,6 +295,21 @@ fn table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
         writeln!(out, "{}", padded.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
+}
+
+/// How long one frame or call takes, in two or three digits. What takes longer than the server can say takes more than 17 s.
+pub(crate) fn short(duration: Duration) -> String {
+    const UNITS: [(u128, &str); 4] = [(1, "ns"), (1_000, "us"), (1_000_000, "ms"), (1_000_000_000, "s")];
+    const LONGEST: Duration = Duration::from_nanos(1 << 34);
+    if duration > LONGEST {
+        return "> 17s".to_owned();
+    }
+    let nanos = duration.as_nanos();
+    let (unit, name) = *UNITS.iter().rev().find(|(unit, _)| nanos >= *unit).unwrap_or(&UNITS[0]);
+    match (nanos / unit, nanos % unit * 10 / unit) {
+        (whole, tenths) if whole < 10 && unit > 1 => format!("{whole}.{tenths}{name}"),
+        (whole, _) => format!("{whole}{name}"),
+    }
 }
 
 #[cfg(test)]
@@ -349,6 +380,22 @@ mod tests {
     #[test]
     fn what_others_call_themselves_moves_no_cursor() {
         assert_eq!(Value::Text("\u{1b}[2Jx".to_owned()).text(), "\u{fffd}[2Jx");
+    }
+
+    #[test]
+    fn short_times_have_two_or_three_digits() {
+        for (ns, expected) in [
+            (0, "0ns"),
+            (999, "999ns"),
+            (1_000, "1.0us"),
+            (9_999, "9.9us"),
+            (27_000_000, "27ms"),
+            (1_500_000_000, "1.5s"),
+            (1 << 34, "17s"),
+            (u64::MAX, "> 17s"),
+        ] {
+            assert_eq!(Value::Nanoseconds(ns).text(), expected);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 
-use maru_client::{Config, MaruHandler, ServerRecord, UsageRecord};
+use maru_client::{Config, MaruHandler, ReportedLatencies, ServerRecord, UsageRecord};
 
 use crate::cli::ServerArgs;
 use crate::error::{CliError, explained};
@@ -33,8 +33,20 @@ pub(crate) fn connect(args: &ServerArgs) -> Result<MaruHandler, CliError> {
 /// # Errors
 /// Those of any request.
 pub(crate) fn identity(maru: &MaruHandler) -> Result<Option<ServerRecord>, CliError> {
-    match maru.server().map_err(explained) {
-        Ok(server) => Ok(Some(server)),
+    unless_old(maru.server().map_err(explained))
+}
+
+/// How long calls take of the instances that report it; nothing of a server that is too old to tell.
+///
+/// # Errors
+/// Those of any request.
+pub(crate) fn reports(maru: &MaruHandler) -> Result<Option<ReportedLatencies>, CliError> {
+    unless_old(maru.reports().map_err(explained))
+}
+
+fn unless_old<T>(told: Result<T, CliError>) -> Result<Option<T>, CliError> {
+    match told {
+        Ok(told) => Ok(Some(told)),
         Err(CliError::OldServer(_)) => Ok(None),
         Err(error) => Err(error),
     }

@@ -1,10 +1,10 @@
 //! `maru usage`: what each instance has of the memory, and what it keeps from being evicted.
 
-use maru_client::{MaruHandler, RegionRecord, UsageRecord};
+use maru_client::{Latencies, MaruHandler, RegionRecord, UsageRecord};
 
 use crate::error::CliError;
 use crate::report::{Report, Row, Value};
-use crate::server::{instances, name};
+use crate::server::{instances, name, reports};
 
 /// A row for each instance but the one that asks, and one for the orphans where there are any.
 ///
@@ -14,16 +14,19 @@ pub(crate) fn look(maru: &MaruHandler) -> Result<Report, CliError> {
     // In this order: the regions of an owner that ends in between are orphans by then, and counted once.
     let regions = maru.regions()?;
     let (instances, _) = instances(maru)?;
+    let reports = reports(maru)?;
+    let calls_of = |usage: &UsageRecord| reports.as_ref().map(|reports| reports.all_of(usage.instance.get()));
     let is_orphan = |region: &&RegionRecord| instances.iter().all(|usage| usage.instance != region.owner);
     let orphans = regions.iter().filter(is_orphan).collect::<Vec<_>>();
-    let mut rows = instances.iter().map(row).collect::<Vec<_>>();
+    let with_calls = instances.iter().map(|usage| row(usage, &calls_of(usage).unwrap_or_default()));
+    let mut rows = with_calls.collect::<Vec<_>>();
     if !orphans.is_empty() {
         rows.push(orphans_row(&orphans));
     }
     Ok(Report::List("instances", rows))
 }
 
-fn row(usage: &UsageRecord) -> Row {
+fn row(usage: &UsageRecord, calls: &Latencies) -> Row {
     let (allocated, used) = (usage.region_bytes.get(), usage.entry_bytes.get());
     let is_connected = usage.connections.get() > 0;
     let has_pins = usage.pins.get() > 0;
@@ -43,6 +46,9 @@ fn row(usage: &UsageRecord) -> Row {
             "grace_left_ms",
             if is_connected { Value::Absent } else { Value::Milliseconds(usage.grace_left_ms.get()) },
         ),
+        ("calls", if calls.count() > 0 { Value::Count(calls.count()) } else { Value::Absent }),
+        ("p50_ns", Value::percentile(calls, 50.0)),
+        ("p99_ns", Value::percentile(calls, 99.0)),
     ])
 }
 
@@ -63,5 +69,8 @@ fn orphans_row(orphans: &[&RegionRecord]) -> Row {
         ("named_pins", Value::Absent),
         ("oldest_pin_s", Value::Absent),
         ("grace_left_ms", Value::Absent),
+        ("calls", Value::Absent),
+        ("p50_ns", Value::Absent),
+        ("p99_ns", Value::Absent),
     ])
 }

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use common::{command, maru, maru_at, only};
-use maru_tests::{ClientProcess, Command, ServerProcess, wait_until};
+use maru_tests::{ClientConfig, ClientProcess, Command, ServerProcess, wait_until};
 use serde_json::Value;
 
 fn keys(names: &[&str]) -> Vec<String> {
@@ -54,6 +54,38 @@ fn pools_are_told_with_what_is_free_in_them() {
     assert_eq!(pool["path"], server.pool().canonicalize().unwrap().to_str().unwrap());
     let text = maru(&server, &["pools"]).stdout;
     assert!(text.contains("largest free") && text.contains("14.0 MiB") && text.contains("12.5 %"), "{text}");
+}
+
+#[test]
+fn who_reports_how_long_calls_take_is_shown_with_it() {
+    let server = ServerProcess::start(&[]);
+    let _silent = engine(&server);
+    let config = ClientConfig { report_stats: true, ..ClientConfig::new(&server.socket(), "reporter") };
+    let mut reporter = ClientProcess::connect_with(config);
+    reporter.each(Command::Exists(keys(&["a", "d"])));
+    reporter.count(Command::Read(keys(&["a", "b"])));
+    let usage = |name: &str| {
+        let json = maru(&server, &["usage", "--json"]).json();
+        let instances = json["instances"].as_array().unwrap();
+        instances.iter().find(|usage| usage["name"] == name).unwrap().clone()
+    };
+    wait_until("it reports", || usage("reporter")["calls"] == 2);
+    let (reporter, silent) = (usage("reporter"), usage("engine-0"));
+    let (p50, p99) = (reporter["p50_ns"].as_u64().unwrap(), reporter["p99_ns"].as_u64().unwrap());
+    assert!(0 < p50 && p50 <= p99, "{reporter}");
+    assert_eq!(
+        (&silent["calls"], &silent["p50_ns"], &silent["p99_ns"]),
+        (&Value::Null, &Value::Null, &Value::Null)
+    );
+
+    let json = maru(&server, &["calls", "--json"]).json();
+    let rows = json["calls"].as_array().unwrap();
+    let told = rows.iter().map(|row| (row["name"].as_str().unwrap(), row["operation"].as_str().unwrap()));
+    assert_eq!(told.collect::<Vec<_>>(), [("reporter", "acquire"), ("reporter", "exists")]);
+    assert!(rows.iter().all(|row| row["calls"] == 1 && row["p999_ns"].as_u64() > Some(0)), "{json}");
+    let csv = maru(&server, &["calls", "--csv"]).stdout;
+    assert!(csv.starts_with("time,instance,name,operation,calls,p50_ns,p99_ns,p999_ns\n"), "{csv}");
+    assert!(maru(&server, &["calls"]).stdout.contains("acquire"));
 }
 
 #[test]

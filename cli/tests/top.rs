@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Instant;
 
 use common::{command, maru_at};
-use maru_tests::{ClientProcess, Command, PATIENCE, ServerProcess, wait_until};
+use maru_tests::{ClientConfig, ClientProcess, Command, PATIENCE, ServerProcess, wait_until};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
@@ -61,16 +61,23 @@ impl InTerminal {
 
     /// Waits until all these are on the screen at once.
     fn wait_for(&mut self, parts: &[&str]) -> String {
+        self.wait_to_see(&format!("all of {parts:?}"), |screen| {
+            parts.iter().all(|part| screen.contains(part))
+        })
+    }
+
+    /// Waits until the screen is as wanted.
+    fn wait_to_see(&mut self, what: &str, is_wanted: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let contents = self.screen.screen().contents();
-            if parts.iter().all(|part| contents.contains(part)) {
+            if is_wanted(&contents) {
                 return contents;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             match self.shown.recv_timeout(left) {
                 Ok(bytes) => self.screen.process(&bytes),
-                Err(_) => panic!("not all of {parts:?} in\n{contents}"),
+                Err(_) => panic!("not {what} in\n{contents}"),
             }
         }
     }
@@ -105,7 +112,8 @@ impl Drop for InTerminal {
 #[test]
 fn top_shows_a_server_at_work_and_gives_the_terminal_back() {
     let mut server = ServerProcess::start(&[]);
-    let mut engine = ClientProcess::connect(&server, "engine-0");
+    let reporting = ClientConfig { report_stats: true, ..ClientConfig::new(&server.socket(), "engine-0") };
+    let mut engine = ClientProcess::connect_with(reporting);
     let keys = (0..50).map(|n| format!("chunk-{n}")).collect::<Vec<_>>();
     engine.each(Command::BatchStore(keys.clone(), 4096));
     engine.each(Command::Pin(keys[..7].to_vec()));
@@ -124,7 +132,11 @@ fn top_shows_a_server_at_work_and_gives_the_terminal_back() {
     top.wait_for(&["pins 57", "hits", "BATCH_LOOKUP_KV"]);
 
     top.press("3");
-    top.wait_for(&["connections", "slack", "200.0 KiB"]);
+    top.wait_for(&["connections", "slack", "200.0 KiB", "latency of their calls"]);
+    // Once the engine has reported, its line has a time instead of a dash.
+    top.wait_to_see("how long calls of engine-0 take", |screen| {
+        screen.lines().any(|line| line.contains("engine-0") && (line.contains("us ") || line.contains("ns ")))
+    });
     top.press("2");
     let operations = top.wait_for(&["p99.9", "BATCH_LOOKUP_KV"]);
     let looked_up = operations.lines().find(|line| line.contains("BATCH_LOOKUP_KV")).unwrap();

@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+mod calls;
 mod config;
 mod error;
 mod guard;
@@ -30,6 +31,7 @@ mod memory;
 mod page;
 mod pins;
 mod relocation;
+mod reporter;
 mod rpc;
 mod session;
 mod shared;
@@ -44,14 +46,14 @@ pub use handler::{
 };
 pub use key::AsKey;
 pub use maru_proto::{
-    EntryRecord, HeldPinsRecord, KeyDigest, Opcode, PoolRecord, PoolUuid, RecordStatus, RegionRecord,
-    ServerRecord, StatKind, UsageRecord, VersionRange,
+    ClientOperation, EntryRecord, HeldPinsRecord, KeyDigest, Opcode, PoolRecord, PoolUuid, RecordStatus,
+    RegionRecord, ServerRecord, StatKind, UsageRecord, VersionRange,
 };
 pub use memory::{DeviceMap, RegionMemory, copy_nontemporal};
 pub use page::{PageLocation, PageMut};
 #[doc(hidden)]
 pub use rpc::fuzzing;
-pub use stats::{ClientStats, Latencies, ServerLatencies, ServerStats};
+pub use stats::{ClientStats, Latencies, ReportedLatencies, ServerLatencies, ServerStats};
 
 /// The README's example compiles.
 #[cfg(doctest)]

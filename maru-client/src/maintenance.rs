@@ -1,5 +1,5 @@
-//! The handler's own thread: it releases pins that nothing else carries along, looks after late answers, and has the
-//! session go on when a connection is lost.
+//! The handler's own thread: it releases pins that nothing else carries along, looks after late answers, has the session go
+//! on when a connection is lost, and reports how long calls took where that is wanted.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
@@ -9,6 +9,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 
 use crate::error::{Error, Result};
+use crate::reporter::Reporter;
 use crate::rpc::request::Heartbeat;
 use crate::session::{Link, Phase};
 use crate::shared::Shared;
@@ -21,7 +22,7 @@ const LINGER: Duration = Duration::from_millis(50);
 /// How long it waits before it tries again to reach a server, at first and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 /// How often a word is said on an idle connection over TCP.
-const HEARTBEAT_SECONDS: i64 = 5;
+const HEARTBEAT: Duration = Duration::from_secs(5);
 
 const ASLEEP: u8 = 0;
 const AWAKE: u8 = 1;
@@ -62,42 +63,49 @@ impl Bell {
         let _ = rustix::io::write(&self.rung, &1u64.to_ne_bytes());
     }
 
-    /// Waits until the bell is rung, or the peer of a connection hangs up; `false` when the thread is to end.
-    /// Over TCP a word is said now and then, since a host that is gone does not hang up.
-    fn wait(&self, link: Option<&Link>) -> bool {
-        let beat = Timespec { tv_sec: HEARTBEAT_SECONDS, tv_nsec: 0 };
-        let beat = link.is_some_and(Link::is_remote).then_some(&beat);
+    /// Waits until the bell is rung, or the peer of a connection hangs up, which rings it; at most for this long.
+    fn wait(&self, link: Option<&Link>, at_most: Option<Duration>) -> Woken {
+        let at_most = at_most.and_then(|at_most| Timespec::try_from(at_most).ok());
         while self.state.load(Ordering::SeqCst) == ASLEEP {
             let rung = PollFd::new(&self.rung, PollFlags::IN);
             let mut fds = vec![rung];
             let fd = link.map(Link::fd);
             fds.extend(fd.as_ref().map(|fd| PollFd::new(fd, PollFlags::RDHUP)));
-            let polled = poll(&mut fds, beat);
-            let (Ok(ready), Some(link), Some(socket)) = (polled, link, fds.get(1)) else { continue };
+            let polled = poll(&mut fds, at_most.as_ref());
+            if polled == Ok(0) {
+                return Woken::ByTime;
+            }
+            let (Ok(_), Some(link), Some(socket)) = (polled, link, fds.get(1)) else { continue };
             if !socket.revents().is_empty() {
                 tracing::debug!("the server hung up");
                 link.shut();
                 self.ring();
-            } else if ready == 0 {
-                // The kernel ends a connection on which this is not acknowledged, and that is seen here.
-                let _ = link.connection.answer_to(&Heartbeat([]));
             }
         }
         let _ = rustix::io::read(&self.rung, &mut [0u8; 8]);
-        self.state.load(Ordering::SeqCst) != STOPPED
+        if self.state.load(Ordering::SeqCst) == STOPPED { Woken::ToEnd } else { Woken::ByBell }
     }
+}
+
+/// What ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Woken {
+    ByBell,
+    ByTime,
+    ToEnd,
 }
 
 /// Starts the thread of a handler. It keeps nothing of it alive, and ends with it.
 pub(crate) fn start(shared: &Arc<Shared>) -> std::io::Result<()> {
+    let reporter = shared.call_times.is_some().then(Reporter::new);
     let (bell, shared) = (Arc::clone(&shared.bell), Arc::downgrade(shared));
     std::thread::Builder::new()
         .name("maru-maintenance".to_owned())
-        .spawn(move || run(&bell, &shared))
+        .spawn(move || run(&bell, &shared, reporter))
         .map(drop)
 }
 
-fn run(bell: &Bell, shared: &Weak<Shared>) {
+fn run(bell: &Bell, shared: &Weak<Shared>, mut reporter: Option<Reporter>) {
     loop {
         // The connections may outlive the handler for as long as the thread sleeps, which the handler's end ends.
         let Some(link) =
@@ -105,14 +113,21 @@ fn run(bell: &Bell, shared: &Weak<Shared>) {
         else {
             return;
         };
-        if !bell.wait(link.as_deref()) {
-            return;
+        let at_most = link.as_deref().and_then(|link| time_to_speak(link, reporter.as_ref()));
+        match bell.wait(link.as_deref(), at_most) {
+            Woken::ByBell => drop(link),
+            Woken::ByTime => {
+                let Some(shared) = shared.upgrade() else { return };
+                speak(&shared, reporter.as_mut());
+                continue;
+            }
+            Woken::ToEnd => return,
         }
-        drop(link);
         let (mut idle_since, mut pause) = (Instant::now(), PERIOD);
         while idle_since.elapsed() < LINGER {
             std::thread::sleep(pause);
             let Some(shared) = shared.upgrade() else { return };
+            report(&shared, reporter.as_mut());
             pause = match work(&shared) {
                 Work::None => PERIOD,
                 Work::Some => {
@@ -136,6 +151,28 @@ fn run(bell: &Bell, shared: &Weak<Shared>) {
             Some(_) => {}
         }
     }
+}
+
+/// How long there is nothing to say on connections. Over TCP a word is said now and then, since a host that is gone does not
+/// hang up.
+fn time_to_speak(link: &Link, reporter: Option<&Reporter>) -> Option<Duration> {
+    let beat = link.is_remote().then_some(HEARTBEAT);
+    [beat, reporter.map(Reporter::left)].into_iter().flatten().min()
+}
+
+/// Says what is due, or a word where silence would tell nothing.
+fn speak(shared: &Shared, reporter: Option<&mut Reporter>) {
+    let link = shared.link();
+    if !report(shared, reporter) && link.is_remote() {
+        // The kernel ends a connection on which this is not acknowledged, and that is seen here.
+        let _ = link.connection.answer_to(&Heartbeat([]));
+    }
+}
+
+/// Reports how long calls took where that is wanted and due; whether it did.
+fn report(shared: &Shared, reporter: Option<&mut Reporter>) -> bool {
+    let due = reporter.zip(shared.call_times.as_ref());
+    due.is_some_and(|(reporter, times)| reporter.report_if_due(shared, times))
 }
 
 /// What there was to do.

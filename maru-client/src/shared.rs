@@ -12,6 +12,7 @@ use maru_proto::{
 
 use tokio::sync::Notify;
 
+use crate::calls::CallTimes;
 use crate::config::Config;
 use crate::error::{Error, ProtocolError, Result};
 use crate::handler::Announcements;
@@ -82,6 +83,8 @@ pub(crate) struct Shared {
     /// Own regions that were given back.
     pub(crate) returned: Mutex<HashSet<u32>>,
     pub(crate) bell: Arc<Bell>,
+    /// How long calls take, where that is wanted.
+    pub(crate) call_times: Option<CallTimes>,
 }
 
 /// The times that the session was without connections.
@@ -174,6 +177,7 @@ impl Shared {
             closed: AtomicBool::new(false),
             returned: Mutex::default(),
             bell,
+            call_times: config.report_stats.then(CallTimes::default),
             config,
         })
     }

@@ -1,8 +1,9 @@
 //! Figures: the server's, and the handler's own.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use maru_proto::{LatencyRecord, Opcode, StatKind, StatRecord};
+use maru_proto::{ClientOperation, LatencyRecord, Opcode, ReportRecord, StatKind, StatRecord};
 
 /// The server's figures, as of one moment.
 #[derive(Clone, Debug)]
@@ -63,7 +64,54 @@ impl ServerLatencies {
     }
 }
 
-/// How long the requests of one operation took.
+/// How long the calls of handlers took that report it, as their callers saw it, as of one moment: what each told last. A call
+/// counts once, whatever the number of its keys.
+#[derive(Clone, Debug)]
+pub struct ReportedLatencies {
+    buckets: Vec<ReportRecord>,
+}
+
+impl ReportedLatencies {
+    pub(crate) fn new(mut buckets: Vec<ReportRecord>) -> ReportedLatencies {
+        buckets.sort_by_key(|bucket| bucket.instance.get());
+        ReportedLatencies { buckets }
+    }
+
+    /// The numbers of the instances that have reported, ascending.
+    pub fn instances(&self) -> Vec<u32> {
+        let mut instances = self.buckets.iter().map(|bucket| bucket.instance.get()).collect::<Vec<_>>();
+        instances.dedup();
+        instances
+    }
+
+    /// The calls of one operation of an instance.
+    pub fn of(&self, instance: u32, operation: ClientOperation) -> Latencies {
+        let buckets = self.buckets_of(instance).iter();
+        sum(buckets.filter(|bucket| bucket.operation.get() == operation as u16))
+    }
+
+    /// All calls of an instance together.
+    pub fn all_of(&self, instance: u32) -> Latencies {
+        sum(self.buckets_of(instance).iter())
+    }
+
+    fn buckets_of(&self, instance: u32) -> &[ReportRecord] {
+        let begin = self.buckets.partition_point(|bucket| bucket.instance.get() < instance);
+        let end = self.buckets.partition_point(|bucket| bucket.instance.get() <= instance);
+        &self.buckets[begin..end]
+    }
+}
+
+fn sum<'a>(buckets: impl Iterator<Item = &'a ReportRecord>) -> Latencies {
+    let mut sums = BTreeMap::<u64, u64>::new();
+    for bucket in buckets {
+        let calls = sums.entry(bucket.upper_ns.get()).or_default();
+        *calls = calls.saturating_add(bucket.calls.get());
+    }
+    Latencies { buckets: sums.into_iter().collect() }
+}
+
+/// How long the requests of one operation took, or the calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Latencies {
     /// Nanoseconds that each of so many requests took at most, ascending.
@@ -73,7 +121,8 @@ pub struct Latencies {
 impl Latencies {
     /// Requests.
     pub fn count(&self) -> u64 {
-        self.buckets.iter().map(|(_, count)| count).sum()
+        // Others may have counted.
+        self.buckets.iter().fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 
     /// What so many percent of the requests took at most, 0 to 100: 50 for the median. Up to an eighth more than they did,
@@ -86,9 +135,9 @@ impl Latencies {
             reason = "a share of a count lies between 0 and the count, and a rounding does not matter"
         )]
         let rank = (percent.clamp(0.0, 100.0) / 100.0 * self.count() as f64).ceil() as u64;
-        let mut below = 0;
+        let mut below = 0u64;
         let bucket = self.buckets.iter().find(|(_, count)| {
-            below += count;
+            below = below.saturating_add(*count);
             below >= rank
         });
         bucket.map(|&(upper_ns, _)| match upper_ns {
@@ -148,6 +197,40 @@ mod tests {
         assert_eq!(exists.percentile(99.5), Some(Duration::MAX));
         assert_eq!(server.of(Opcode::PinKv).percentile(100.0), Some(Duration::from_nanos(7)));
         assert_eq!(server.operations().collect::<Vec<_>>(), [Opcode::ExistsKv, Opcode::PinKv]);
+    }
+
+    #[test]
+    fn reports_are_told_apart_by_instance_and_operation() {
+        let bucket = |instance: u32, operation: ClientOperation, upper_ns: u64, calls: u64| ReportRecord {
+            instance: instance.into(),
+            operation: (operation as u16).into(),
+            reserved: 0.into(),
+            upper_ns: upper_ns.into(),
+            calls: calls.into(),
+            total_ns: 0.into(),
+        };
+        let (alloc, exists) = (ClientOperation::Alloc, ClientOperation::Exists);
+        let reports = ReportedLatencies::new(vec![
+            bucket(3, alloc, 100, 2),
+            bucket(3, exists, 100, 1),
+            bucket(3, exists, 1000, 1),
+            bucket(8, exists, u64::MAX, u64::MAX),
+            bucket(8, alloc, u64::MAX, u64::MAX),
+        ]);
+        assert_eq!(reports.instances(), [3, 8]);
+        assert_eq!(reports.of(3, exists).count(), 2);
+        assert_eq!(reports.of(3, exists).percentile(50.0), Some(Duration::from_nanos(100)));
+        assert_eq!(
+            (reports.all_of(3).count(), reports.all_of(3).percentile(99.0)),
+            (4, Some(Duration::from_nanos(1000)))
+        );
+        assert_eq!(reports.of(3, ClientOperation::Pin).percentile(50.0), None);
+        assert_eq!(reports.all_of(5).count(), 0);
+        // What a liar tells is shown, and breaks nothing.
+        assert_eq!(
+            (reports.all_of(8).count(), reports.all_of(8).percentile(50.0)),
+            (u64::MAX, Some(Duration::MAX))
+        );
     }
 
     #[test]

@@ -26,6 +26,7 @@
 mod digest;
 mod frame;
 mod hello;
+mod latency;
 mod opcode;
 mod pool_header;
 mod records;
@@ -40,15 +41,16 @@ pub use hello::{
     AUTH_TOKEN_MAX, AuthToken, AuthTokenTooLong, ConnectionKind, FEATURE_NO_GRACE, HelloRequest,
     HelloResponse, INSTANCE_ID_MAX, InstanceId, InvalidInstanceId, SessionToken, VersionRange,
 };
+pub use latency::LatencyBucket;
 pub use opcode::Opcode;
 pub use pool_header::{InvalidPoolUuid, PoolHeader, PoolHeaderError, PoolUuid};
 pub use records::{
-    AllocationFilter, EntryRecord, EntryRequest, EvictionReason, GetRegionRequest, HeartbeatRecord,
-    HeldPinsRecord, LatencyRecord, LatencyRequest, ListAllocationsRequest, ListPinsRequest, LocationRecord,
-    POOL_PATH_MAX, PageRecord, PagesRequest, PinsRecord, PoolCoherence, PoolKind, PoolRecord, ReclaimRequest,
-    RegionRecord, RegionState, RegisterRecord, ReleasePinsRecord, RequestAllocRequest, ReturnAllocRequest,
-    SERVER_RELEASE_MAX, SOCKET_PATH_MAX, ServerRecord, SocketRecord, StatKind, StatRecord, UsageRecord,
-    UsageRequest,
+    AllocationFilter, ClientOperation, EntryRecord, EntryRequest, EvictionReason, GetRegionRequest,
+    HeartbeatRecord, HeldPinsRecord, LatencyRecord, LatencyRequest, ListAllocationsRequest, ListPinsRequest,
+    LocationRecord, POOL_PATH_MAX, PageRecord, PagesRequest, PinsRecord, PoolCoherence, PoolKind, PoolRecord,
+    ReclaimRequest, RegionRecord, RegionState, RegisterRecord, ReleasePinsRecord, ReportRecord,
+    ReportsRequest, RequestAllocRequest, ReturnAllocRequest, SERVER_RELEASE_MAX, SOCKET_PATH_MAX,
+    ServerRecord, SocketRecord, StatKind, StatRecord, UsageRecord, UsageRequest,
 };
 pub use status::{FrameStatus, RecordStatus, STATUS_PADDING, statuses};
 

@@ -95,7 +95,7 @@ opcodes! {
     GetStats = 0xF0, "GET_STATS";
     /// Say that the instance lives; answered by the epoch and the server's monotonic time.
     Heartbeat = 0xF1, "HEARTBEAT";
-    /// Reserved for figures that clients report about themselves.
+    /// Tell how long the handler's calls take, as their callers see it.
     ReportStats = 0xF2, "REPORT_STATS";
     /// Regions, pages, entries and pins of each instance.
     GetUsage = 0xF3, "GET_USAGE";
@@ -112,6 +112,8 @@ opcodes! {
     ListPins = 0xF8, "LIST_PINS";
     /// Release pins by name of any instance, for the operator over the Unix socket only.
     ReleasePins = 0xF9, "RELEASE_PINS";
+    /// How long the calls of handlers take that report it, by instance, a bounded number of `ReportRecord`s at a time.
+    ListReports = 0xFA, "LIST_REPORTS";
     /// Open a connection: name the instance, agree on a version, learn limits and the digest key.
     Hello = 0xFE, "HELLO";
     /// Stop the server, where its operator allowed that.

@@ -276,6 +276,36 @@ records! {
         count: U64,
     }
 
+    /// REPORT_STATS, and LIST_REPORTS answered: how many calls of one operation of a handler took about equally long. Reports
+    /// tell of all calls since the handler connected, so that one that is told twice counts once.
+    ReportRecord: 32 {
+        /// The instance whose calls they were; 0 in a report, which is of the instance that sends it.
+        instance: U32,
+        /// The wire value of a [`ClientOperation`].
+        operation: U16,
+        /// 0.
+        reserved: U16,
+        /// Nanoseconds that each of the calls took at most: the bound of a [`LatencyBucket`](crate::LatencyBucket).
+        upper_ns: U64,
+        /// Calls since the handler connected.
+        calls: U64,
+        /// Nanoseconds that they took together: at most `upper_ns` each.
+        total_ns: U64,
+    }
+
+    /// LIST_REPORTS: from which bucket on.
+    ReportsRequest: 16 {
+        /// Only buckets behind this one: zeros at first, then instance, operation and bound of the last that was seen, until
+        /// the answer is empty.
+        instance: U32,
+        /// The operation of that bucket.
+        operation: U16,
+        /// 0.
+        reserved: U16,
+        /// The bound of that bucket.
+        upper_ns: U64,
+    }
+
     /// GET_SOCKET, answered: where the server's Unix socket lies, and on which host.
     SocketRecord: 128 {
         /// The digest of the boot id that the kernel of the server's host shows, as text without the end of the line: the
@@ -472,7 +502,7 @@ macro_rules! wire_enum {
         $($(#[$doc:meta])* $variant:ident = $value:literal, $name:literal;)*
     }) => {
         $(#[$enum_doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr($repr)]
         #[non_exhaustive]
         pub enum $enum {
@@ -623,6 +653,28 @@ wire_enum! {
     }
 }
 
+wire_enum! {
+    /// What a handler is called for, by one key or many, blocking or awaited.
+    ClientOperation: u16, from_u16, {
+        /// Get a page to write into.
+        Alloc = 1, "alloc";
+        /// Make chunks visible under keys.
+        Store = 2, "store";
+        /// Find and pin the longest prefix of keys that has chunks.
+        Acquire = 3, "acquire";
+        /// Find and pin chunks, each for itself.
+        Retrieve = 4, "retrieve";
+        /// Ask whether keys have chunks.
+        Exists = 5, "exists";
+        /// Pin chunks by name.
+        Pin = 6, "pin";
+        /// Give pins by name back.
+        Unpin = 7, "unpin";
+        /// Delete chunks.
+        Delete = 8, "delete";
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -645,6 +697,11 @@ mod tests {
             assert_eq!(StatKind::from_u16(kind as u16), Some(kind));
         }
         assert_eq!(StatKind::from_u16(0), None);
+        for &operation in ClientOperation::ALL {
+            assert_eq!(ClientOperation::from_u16(operation as u16), Some(operation));
+        }
+        // Where a list of reports begins.
+        assert_eq!(ClientOperation::from_u16(0), None);
     }
 
     #[test]

@@ -122,6 +122,9 @@ fn numbers() {
     for value in EvictionReason::ALL {
         add("EvictionReason", (*value as u16).into(), value.name());
     }
+    for value in ClientOperation::ALL {
+        add("ClientOperation", (*value as u16).into(), value.name());
+    }
     let documented = rows(&["set", "value", "name"]).into_iter().map(|row| [0, 1, 2].map(|n| row[n].clone()));
     assert_eq!(documented.collect::<Vec<_>>(), actual);
 }
@@ -188,6 +191,8 @@ fn records() {
         }
         LatencyRequest { opcode, reserved, upper_ns }
         LatencyRecord { opcode, reserved, upper_ns, count }
+        ReportRecord { instance, operation, reserved, upper_ns, calls, total_ns }
+        ReportsRequest { instance, operation, reserved, upper_ns }
         SocketRecord { host, path_len, reserved, path }
         ServerRecord {
             release, process, is_operator, grace_ms, pin_ttl_ms, max_instances, max_pins_per_entry,
@@ -344,6 +349,16 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
     let (records, length) = encode_statuses(&mut statuses, ok(BatchDeleteKv, 6), 2).unwrap();
     records.copy_from_slice(&[RecordStatus::Pinned as u8, RecordStatus::NotFound as u8]);
     statuses.truncate(length);
+    let reported = |instance: u32, upper_ns: u64, calls: u64, total_ns: u64| ReportRecord {
+        instance: instance.into(),
+        operation: (ClientOperation::Retrieve as u16).into(),
+        reserved: 0.into(),
+        upper_ns: upper_ns.into(),
+        calls: calls.into(),
+        total_ns: total_ns.into(),
+    };
+    let from_the_first =
+        ReportsRequest { instance: 0.into(), operation: 0.into(), reserved: 0.into(), upper_ns: 0.into() };
     let mut asserted = vec![0; 64];
     let (records, length) = encode_statuses(&mut asserted, ok(AssertPins, 10), 1).unwrap();
     records.copy_from_slice(&[RecordStatus::Ok as u8]);
@@ -375,6 +390,19 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("assert-pins", frame(request(AssertPins, Flags::LAST, 10), &[pins])),
         ("asserted", asserted),
+        (
+            "report",
+            frame(
+                request(ReportStats, Flags::NONE, 11),
+                &[reported(0, 9216, 40, 350_000), reported(0, 10_240, 2, 19_000)],
+            ),
+        ),
+        ("reported", frame(ok(ReportStats, 11), none)),
+        ("list-reports", frame(request(ListReports, Flags::NONE, 12), &[from_the_first])),
+        (
+            "reports",
+            frame(ok(ListReports, 12), &[reported(7, 9216, 40, 350_000), reported(7, 10_240, 2, 19_000)]),
+        ),
     ]
 }
 

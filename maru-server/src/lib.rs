@@ -13,6 +13,7 @@ mod options;
 mod output;
 pub mod pool;
 mod random;
+mod reports;
 pub mod service;
 pub mod state;
 

@@ -10,9 +10,9 @@ use maru_proto::{
     HeartbeatRecord, HeldPinsRecord, HelloRequest, HelloResponse, InstanceId, KeyDigest, LatencyRecord,
     LatencyRequest, ListAllocationsRequest, ListPinsRequest, LocationRecord, Opcode, PageRecord,
     PagesRequest, PinsRecord, PoolCoherence, PoolKind, PoolRecord, PoolUuid, ReclaimRequest, RecordStatus,
-    RegionRecord, RegionState, RegisterRecord, ReleasePinsRecord, RequestAllocRequest, ReturnAllocRequest,
-    ServerRecord, SessionToken, SocketRecord, StatKind, StatRecord, UsageRecord, UsageRequest, VERSION,
-    VersionRange, max_response_body,
+    RegionRecord, RegionState, RegisterRecord, ReleasePinsRecord, ReportRecord, ReportsRequest,
+    RequestAllocRequest, ReturnAllocRequest, ServerRecord, SessionToken, SocketRecord, StatKind, StatRecord,
+    UsageRecord, UsageRequest, VERSION, VersionRange, max_response_body,
 };
 use rustix::io::Errno;
 use zerocopy::little_endian::U64;
@@ -21,6 +21,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, KnownLayout, Unaligned};
 use crate::counters::{Counters, SystemCalls};
 use crate::journal::{Journal, PageTable};
 use crate::output::Output;
+use crate::reports::{InvalidReport, Reports};
 use crate::state::{
     AllocError, Change, DeleteError, Digest, EntryInfo, Figures, HeldPins, InstanceNumber, Limits, Location,
     PinError, PinFilter, PinKind, PinsAfter, PoolId, PoolSpec, RegionId, RegionInfo, Registered, Request,
@@ -262,6 +263,8 @@ pub struct Service {
     state: State,
     config: ServiceConfig,
     counters: Counters,
+    /// What handlers tell of their calls.
+    reports: Reports,
     journal: Option<Journal>,
     /// What is being written down; kept for its memory.
     changes: Vec<Change>,
@@ -290,6 +293,12 @@ impl From<FrameStatus> for Refused {
 impl From<maru_proto::BodyError> for Refused {
     fn from(_: maru_proto::BodyError) -> Refused {
         Refused(FrameStatus::Malformed)
+    }
+}
+
+impl From<InvalidReport> for Refused {
+    fn from(_: InvalidReport) -> Refused {
+        Refused(FrameStatus::InvalidArgument)
     }
 }
 
@@ -330,8 +339,8 @@ impl Service {
     }
 
     fn of(state: State, config: ServiceConfig, journal: Option<Journal>) -> Service {
-        let (counters, changes) = (Counters::default(), Vec::new());
-        Service { state, config, counters, journal, changes, stopping: false }
+        let (counters, reports, changes) = (Counters::default(), Reports::default(), Vec::new());
+        Service { state, config, counters, reports, journal, changes, stopping: false }
     }
 
     /// Writes down what has changed; to be called before anybody learns of it.
@@ -355,6 +364,9 @@ impl Service {
     /// When an invariant does not hold, saying which.
     pub fn check(&mut self) {
         self.state.check();
+        for instance in self.reports.instances() {
+            assert!(self.state.identity(instance).is_some(), "{instance:?} ended, and its report stays");
+        }
     }
 
     /// What the service was told of its server.
@@ -395,6 +407,7 @@ impl Service {
         let record = match opcode {
             Opcode::RegisterKv | Opcode::BatchRegisterKv => size_of::<RegisterRecord>(),
             Opcode::AssertPins => size_of::<PinsRecord>(),
+            Opcode::ReportStats => size_of::<ReportRecord>(),
             _ if is_of_digests(opcode) => size_of::<KeyDigest>(),
             _ => frame.body().len().max(1),
         };
@@ -423,6 +436,11 @@ impl Service {
         &self.counters
     }
 
+    /// What handlers have reported, to be looked at.
+    pub(crate) fn reports(&self) -> &Reports {
+        &self.reports
+    }
+
     /// Takes no new work from here on; what is asked for is answered SHUTTING_DOWN.
     pub fn stop(&mut self) {
         self.stopping = true;
@@ -440,6 +458,7 @@ impl Service {
         for (instance, name) in self.state.expiring(now) {
             let reason = "the grace period without a connection is over";
             tracing::info!(instance = instance.0, name, reason, "an instance ended");
+            self.reports.end(instance);
         }
         let expired = Expired { instances: self.state.expire(now), pins: self.state.expire_pins(now) };
         self.keep();
@@ -607,12 +626,14 @@ impl Service {
             Opcode::GetPages => self.get_pages(caller, frame, out)?,
             Opcode::GetStats => self.get_stats(frame, now, out)?,
             Opcode::Heartbeat => self.heartbeat(frame, now, out)?,
+            Opcode::ReportStats => self.report_stats(caller, frame, out)?,
             Opcode::GetUsage => self.get_usage(frame, now, out)?,
             Opcode::GetSocket => self.get_socket(frame, out)?,
             Opcode::GetLatencies => self.get_latencies(frame, out)?,
             Opcode::GetServer => self.get_server(session, frame, out)?,
             Opcode::GetEntry => self.get_entry(frame, out)?,
             Opcode::ListPins => self.list_pins(frame, now, out)?,
+            Opcode::ListReports => self.list_reports(frame, out)?,
             // Everybody may look; what others hold on to is the operator's to release.
             Opcode::ReleasePins if !session.is_operator => return Err(FrameStatus::Unauthorized.into()),
             Opcode::Shutdown if self.config.allow_shutdown => {
@@ -1049,6 +1070,28 @@ impl Service {
         self.one_frame(frame, 0);
         let record = HeartbeatRecord { epoch: self.config.epoch.into(), uptime_ms: milliseconds(now).into() };
         out.push(ok(frame), &[record]);
+        Ok(())
+    }
+
+    fn report_stats(
+        &mut self,
+        caller: InstanceNumber,
+        frame: &Frame<'_>,
+        out: &mut Output,
+    ) -> Result<(), Refused> {
+        let records = frame.records::<ReportRecord>()?;
+        self.reports.take(caller, records)?;
+        self.one_frame(frame, records.len());
+        self.answer_status(frame.header(), FrameStatus::Ok, out);
+        Ok(())
+    }
+
+    fn list_reports(&mut self, frame: &Frame<'_>, out: &mut Output) -> Result<(), Refused> {
+        let request = frame.record::<ReportsRequest>()?;
+        let after = InstanceNumber(request.instance.get());
+        let records = self.reports.after(after, request.operation.get(), request.upper_ns.get());
+        let count = out.push_all(ok(frame), records, self.records_that_fit::<ReportRecord>());
+        self.one_frame(frame, count);
         Ok(())
     }
 

@@ -48,7 +48,7 @@ impl Client {
     /// Connects and opens an instance.
     #[new]
     #[pyo3(signature = (address, instance_id, chunk_size, region_size, *, timeout_ms, expand_size, auto_expand, eager,
-                        prefault, map_all, copy_on_write, auth_token))]
+                        prefault, map_all, copy_on_write, auth_token, report_stats))]
     #[expect(clippy::too_many_arguments, reason = "they are named, and one class calls this")]
     fn new(
         py: Python<'_>,
@@ -64,6 +64,7 @@ impl Client {
         map_all: bool,
         copy_on_write: bool,
         auth_token: Option<Vec<u8>>,
+        report_stats: bool,
     ) -> PyResult<Client> {
         let address = value(address.parse::<Address>())?;
         let page_size = chunk_size.next_multiple_of(PAGE_UNIT);
@@ -77,6 +78,7 @@ impl Client {
             .eager(eager)
             .prefault(prefault)
             .copy_on_write(copy_on_write)
+            .report_stats(report_stats)
             .timeout(Duration::from_millis(timeout_ms));
         if let Some(size) = expand_size {
             config = config.expand_size(at_least_a_page(size));

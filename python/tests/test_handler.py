@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
+import subprocess
 import threading
 from collections.abc import Callable
 
@@ -322,6 +324,20 @@ def test_figures(maru: MaruHandler) -> None:
     assert stats["allocator"] == regions["regions"][0]
     (usage,) = maru.get_usage()
     assert (usage["instance_id"], usage["entries"], usage["used_bytes"]) == (maru.instance_id, 1, 5)
+
+
+def test_a_handler_that_is_told_to_reports_how_long_its_calls_take(server: Server, connect: Connect) -> None:
+    reporting, silent = connect(enable_stats=True), connect()
+    for maru in (reporting, silent):
+        assert not maru.exists("key")
+
+    def calls() -> list[tuple[str, str, int]]:
+        command = ["maru", "--socket", str(server.socket), "calls", "--json"]
+        said = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        return [(row["name"], row["operation"], row["calls"]) for row in said["calls"]]
+
+    wait_until("it reports", lambda: calls() != [])
+    assert calls() == [(reporting.instance_id, "exists", 1)]
 
 
 def test_many_threads_use_one_handler(connect: Connect) -> None:

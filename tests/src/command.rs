@@ -23,6 +23,8 @@ pub struct ClientConfig {
     pub eager: bool,
     /// Whether a TCP address is stayed at.
     pub stay_on_tcp: bool,
+    /// Whether it reports how long its calls take.
+    pub report_stats: bool,
 }
 
 impl ClientConfig {
@@ -37,6 +39,7 @@ impl ClientConfig {
             auto_expand: true,
             eager: false,
             stay_on_tcp: false,
+            report_stats: false,
         }
     }
 }

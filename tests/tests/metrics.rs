@@ -43,6 +43,10 @@ fn what_requests_do_is_counted_by_operation_and_status() {
     assert_eq!(seen.sum("maru_entry_bytes", &[]), PAGE as f64);
     assert_eq!(seen.sum("maru_region_bytes", &[]), f64::from(1 << 20));
     assert_eq!(seen.sum("maru_pool_size_bytes", &[]), f64::from(16 << 20));
+    let pool = server.pool().canonicalize().unwrap();
+    let of_pool = [("pool", pool.to_str().unwrap())];
+    assert_eq!(seen.sum("maru_pool_entries", &of_pool), 1.0);
+    assert_eq!(seen.sum("maru_pool_entry_bytes", &of_pool), PAGE as f64);
     assert_eq!(seen.sum("maru_pool_free_bytes", &[]), f64::from(14 << 20));
     assert_eq!(
         seen.sum("maru_instance_pins", &[("instance_id", handler.instance_id()), ("kind", "name")]),

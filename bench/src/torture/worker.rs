@@ -96,7 +96,9 @@ impl<'a> Worker<'a> {
             .instance_id(&args.instance)
             .page_size(args.chunk_size)
             .region_size(REGION.max(args.chunk_size as u64))
-            .timeout(TIMEOUT);
+            .timeout(TIMEOUT)
+            // So that this, too, goes on whatever is killed.
+            .report_stats(true);
         let chains = u64::from(args.keys) / CHAIN;
         Ok(Worker {
             args,

@@ -4,9 +4,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use maru_client::ClientOperation;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::sample::{Latency, Sample};
+use super::sample::{Calls, Instance, Latency, Sample};
 
 /// Rates that are kept: as many as a wide terminal has columns.
 const KEPT: usize = 240;
@@ -94,6 +95,8 @@ pub(super) struct Model {
     pub(super) view: View,
     /// How instances are ordered.
     pub(super) order: Order,
+    /// Of which calls instances show how long they take; `None` for all.
+    pub(super) calls: Option<ClientOperation>,
     /// Whether the screen stays as it is.
     pub(super) is_paused: bool,
     /// Whether the user has seen enough.
@@ -120,6 +123,7 @@ impl Model {
             interval,
             view: View::Overview,
             order: Order::Memory,
+            calls: None,
             is_paused: false,
             is_done: false,
             trouble: None,
@@ -168,6 +172,7 @@ impl Model {
             KeyCode::Char('q') | KeyCode::Esc => self.is_done = true,
             KeyCode::Char('p' | ' ') => self.is_paused = !self.is_paused,
             KeyCode::Char('o') => self.order = self.order.next(),
+            KeyCode::Char('c') => self.calls = self.next_calls(),
             KeyCode::Tab => self.view = self.view.next(),
             KeyCode::Char(digit @ '1'..='3') => {
                 let place = usize::from(u8::try_from(digit).unwrap_or(b'1') - b'1');
@@ -175,6 +180,20 @@ impl Model {
             }
             _ => {}
         }
+    }
+
+    /// All calls, then those of each operation.
+    fn next_calls(&self) -> Option<ClientOperation> {
+        let mut operations = ClientOperation::ALL.iter().copied();
+        match self.calls {
+            None => operations.next(),
+            Some(shown) => operations.find(|operation| *operation > shown),
+        }
+    }
+
+    /// How long the chosen calls of an instance take, where it reports that.
+    pub(super) fn calls_of<'a>(&self, instance: &'a Instance) -> Option<&'a Calls> {
+        instance.calls.iter().find(|calls| calls.operation == self.calls)
     }
 
     /// How long an operation takes, where the server tells.

@@ -2,11 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use maru_client::{Error, MaruHandler, PoolRecord, ServerStats, StatKind, UsageRecord};
+use maru_client::{
+    ClientOperation, Error, Latencies, MaruHandler, PoolRecord, ReportedLatencies, ServerStats, StatKind,
+    UsageRecord,
+};
 use maru_proto::{FrameStatus, Opcode};
 
 use crate::error::CliError;
-use crate::server::{identity, instances, name};
+use crate::server::{identity, instances, name, reports};
 
 /// One look at a server.
 #[derive(Clone, Debug)]
@@ -61,6 +64,17 @@ pub(super) struct Latency {
     pub(super) p999: Duration,
 }
 
+/// How long calls take as their callers see it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Calls {
+    /// Which; `None` for all of the instance.
+    pub(super) operation: Option<ClientOperation>,
+    /// Half of them take no longer.
+    pub(super) p50: Duration,
+    /// 99 of 100 take no longer.
+    pub(super) p99: Duration,
+}
+
 /// One instance.
 #[derive(Clone, Debug)]
 pub(super) struct Instance {
@@ -74,6 +88,8 @@ pub(super) struct Instance {
     pub(super) pins: u64,
     pub(super) oldest_pin: Option<Duration>,
     pub(super) grace_left: Option<Duration>,
+    /// What it reports of its calls.
+    pub(super) calls: Vec<Calls>,
 }
 
 /// One pool.
@@ -92,7 +108,7 @@ impl Sample {
     pub(super) fn take(maru: &MaruHandler) -> Result<Sample, CliError> {
         let release = identity(maru)?.and_then(|server| server.release().map(str::to_owned));
         let (usages, own_connections) = instances(maru)?;
-        let stats = maru.stats()?;
+        let (stats, reports) = (maru.stats()?, reports(maru)?);
         let operations = Opcode::ALL.iter().map(|&opcode| (opcode.name(), stats.frames(opcode)));
         Ok(Sample {
             at: Instant::now(),
@@ -101,7 +117,7 @@ impl Sample {
             figures: Figures::of(&stats, own_connections),
             frames: operations.filter(|(_, frames)| *frames > 0).collect(),
             latencies: latencies(maru)?,
-            instances: usages.iter().map(Instance::of).collect(),
+            instances: usages.iter().map(|usage| Instance::of(usage, reports.as_ref())).collect(),
             pools: maru.pools()?.iter().map(Pool::of).collect(),
         })
     }
@@ -152,7 +168,7 @@ impl Figures {
 }
 
 impl Instance {
-    fn of(usage: &UsageRecord) -> Instance {
+    fn of(usage: &UsageRecord, reports: Option<&ReportedLatencies>) -> Instance {
         let is_connected = usage.connections.get() > 0;
         Instance {
             number: usage.instance.get(),
@@ -165,7 +181,22 @@ impl Instance {
             pins: usage.pins.get(),
             oldest_pin: (usage.pins.get() > 0).then(|| Duration::from_secs(usage.oldest_pin_s.get())),
             grace_left: (!is_connected).then(|| Duration::from_millis(usage.grace_left_ms.get())),
+            calls: reports.map(|reports| Calls::of(reports, usage.instance.get())).unwrap_or_default(),
         }
+    }
+}
+
+impl Calls {
+    /// What an instance reports.
+    fn of(reports: &ReportedLatencies, instance: u32) -> Vec<Calls> {
+        let of = |operation, latencies: &Latencies| {
+            let (p50, p99) = (latencies.percentile(50.0)?, latencies.percentile(99.0)?);
+            Some(Calls { operation, p50, p99 })
+        };
+        let all = of(None, &reports.all_of(instance));
+        let each = ClientOperation::ALL.iter();
+        let each = each.filter_map(|operation| of(Some(*operation), &reports.of(instance, *operation)));
+        all.into_iter().chain(each).collect()
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use maru_client::ClientOperation;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::model::{Model, Order, View};
-use super::sample::{Figures, Instance, Latency, Pool, Sample};
+use super::sample::{Calls, Figures, Instance, Latency, Pool, Sample};
 use super::view;
 
 fn instance(number: u32, name: &str, allocated: u64, pins: u64) -> Instance {
@@ -22,6 +23,7 @@ fn instance(number: u32, name: &str, allocated: u64, pins: u64) -> Instance {
         pins,
         oldest_pin: (pins > 0).then_some(Duration::from_secs(3661)),
         grace_left: None,
+        calls: Vec::new(),
     }
 }
 
@@ -131,6 +133,40 @@ fn instances_come_in_the_order_that_was_chosen() {
         line(&screen, "engine-a").contains("1h 1m") && line(&screen, "engine-a").contains("512.0 KiB"),
         "{screen}"
     );
+}
+
+#[test]
+fn instances_that_report_show_how_long_their_calls_take_and_others_a_dash() {
+    let mut model = model();
+    let calls = |operation, p50, p99| Calls {
+        operation,
+        p50: Duration::from_nanos(p50),
+        p99: Duration::from_nanos(p99),
+    };
+    model.sample.instances[0].calls =
+        vec![calls(None, 640, 27_000), calls(Some(ClientOperation::Alloc), 96, 120)];
+    for view in ['1', '3'] {
+        press(&mut model, KeyCode::Char(view));
+        let screen = screen(&model, 120, 24);
+        assert!(screen.contains("latency of their calls"), "{screen}");
+        assert!(line(&screen, "engine-a").contains("640ns  27us"), "{screen}");
+        assert!(line(&screen, "engine-b").contains("    -     -"), "{screen}");
+    }
+    press(&mut model, KeyCode::Char('c'));
+    let alloc = screen(&model, 120, 24);
+    assert!(
+        alloc.contains("latency of their alloc") && line(&alloc, "engine-a").contains(" 96ns 120ns"),
+        "{alloc}"
+    );
+    press(&mut model, KeyCode::Char('c'));
+    assert!(
+        line(&screen(&model, 120, 24), "engine-a").contains("    -     -"),
+        "none of its calls was a store"
+    );
+    for _ in 2..=ClientOperation::ALL.len() {
+        press(&mut model, KeyCode::Char('c'));
+    }
+    assert_eq!(model.calls, None, "after the last operation come all");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use maru_client::ClientOperation;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
@@ -10,6 +11,8 @@ use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Block, Cell, Gauge, Paragraph, Row, Sparkline, Table};
 
 use super::model::{Model, View};
+use super::sample::{Calls, Latency};
+use crate::report::short;
 
 const HEAD: Style = Style::new().add_modifier(Modifier::BOLD);
 
@@ -117,7 +120,7 @@ fn draw_rates(
 fn draw_operations(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let rows = model.operations.iter().map(|operation| {
         let latency = model.latency(operation.name);
-        let of = |tell: fn(&super::sample::Latency) -> Duration| {
+        let of = |tell: fn(&Latency) -> Duration| {
             latency.map_or_else(|| "-".to_owned(), |latency| short(tell(latency)))
         };
         Row::new([
@@ -146,7 +149,7 @@ fn draw_operations(frame: &mut Frame<'_>, area: Rect, model: &Model) {
 
 fn draw_instances(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let instances = model.instances().into_iter().map(|place| &model.sample.instances[place]);
-    let is_wide = area.width > 80;
+    let (is_broad, is_wide) = (area.width > 60, area.width > 80);
     let rows = instances.map(|instance| {
         let age = instance.oldest_pin.map_or_else(|| "-".to_owned(), duration);
         let link = match instance.grace_left {
@@ -158,8 +161,14 @@ fn draw_instances(frame: &mut Frame<'_>, area: Rect, model: &Model) {
             number(bytes(instance.allocated)),
             number(bytes(instance.used)),
             number(instance.pins.to_string()),
-            number(age),
         ];
+        if is_broad {
+            cells.push(number(age));
+        }
+        let calls = model.calls_of(instance);
+        let took =
+            |tell: fn(&Calls) -> Duration| calls.map_or_else(|| "-".to_owned(), |calls| short(tell(calls)));
+        cells.extend([number(took(|calls| calls.p50)), number(took(|calls| calls.p99))]);
         if is_wide {
             let slack = instance.allocated.saturating_sub(instance.used);
             cells.extend([
@@ -173,19 +182,21 @@ fn draw_instances(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         let row = Row::new(cells);
         if instance.grace_left.is_some() { row.style(Color::DarkGray) } else { row }
     });
-    let mut names = vec!["instance", "memory", "used", "pins", "oldest"];
-    let mut widths = vec![
-        Constraint::Fill(1),
-        Constraint::Length(9),
-        Constraint::Length(9),
-        Constraint::Length(6),
-        Constraint::Length(7),
-    ];
+    let mut names = vec!["instance", "memory", "used", "pins"];
+    let mut widths = vec![Constraint::Fill(1)];
+    widths.extend([9, 9, 6].map(Constraint::Length));
+    if is_broad {
+        names.push("oldest");
+        widths.push(Constraint::Length(7));
+    }
+    names.extend(["p50", "p99"]);
+    widths.extend([5, 5].map(Constraint::Length));
     if is_wide {
         names.extend(["number", "regions", "entries", "slack", "connections"]);
-        widths.extend([8, 8, 9, 10, 12].map(Constraint::Length));
+        widths.extend([6, 7, 8, 10, 11].map(Constraint::Length));
     }
-    let title = format!(" instances by {} ", model.order.name());
+    let calls = model.calls.map_or("calls", ClientOperation::name);
+    let title = format!(" instances by {}, latency of their {calls} ", model.order.name());
     let head = head(names);
     frame.render_widget(Table::new(rows, widths).header(head).block(Block::bordered().title(title)), area);
 }
@@ -197,7 +208,7 @@ fn draw_keys(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         spans.extend([Span::styled(format!(" {key} {} ", view.name()), style), Span::raw(" ")]);
     }
     let interval = humantime::format_duration(model.interval);
-    spans.push(Span::raw(format!(" p pause  o order  q quit    every {interval}")));
+    spans.push(Span::raw(format!(" p pause  o order  c calls  q quit    every {interval}")));
     frame.render_widget(Paragraph::new(Line::from(spans)), area);
 }
 
@@ -225,20 +236,6 @@ fn bytes(bytes: u64) -> String {
 fn duration(duration: Duration) -> String {
     let text = humantime::format_duration(duration).to_string();
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
-}
-
-/// How long one frame takes, in two or three digits.
-fn short(duration: Duration) -> String {
-    let units = [(1_000, "ns"), (1_000_000, "us"), (1_000_000_000, "ms")];
-    let nanos = duration.as_nanos();
-    let (unit, name) = units
-        .iter()
-        .find(|(end, _)| nanos < *end)
-        .map_or((1_000_000_000, "s"), |(end, name)| (end / 1000, *name));
-    match (nanos / unit, nanos % unit * 10 / unit) {
-        (whole, tenths) if whole < 10 && unit > 1 => format!("{whole}.{tenths}{name}"),
-        (whole, _) => format!("{whole}{name}"),
-    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a bar has some hundred steps")]

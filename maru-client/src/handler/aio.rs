@@ -6,6 +6,8 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use maru_proto::ClientOperation;
+
 use super::MaruHandler;
 use super::keys::only;
 use super::operations::{Awaiting, Operations, StoredEach};
@@ -27,7 +29,7 @@ impl MaruHandler {
     /// a thread of its own.
     pub fn alloc_async(&self, length: usize) -> Pending<PageMut> {
         let handler = self.clone();
-        Box::pin(async move {
+        self.timed_async(ClientOperation::Alloc, async move {
             if let Some(page) = handler.alloc_free(length)? {
                 return Ok(page);
             }
@@ -35,7 +37,7 @@ impl MaruHandler {
             std::thread::Builder::new()
                 .name("maru-alloc".to_owned())
                 // A page that nobody waits for any more goes back as it is dropped.
-                .spawn(move || drop(sender.send(handler.alloc(length))))
+                .spawn(move || drop(sender.send(handler.get_page(length))))
                 .map_err(|source| Error::Io { what: "start a thread for an allocation", source })?;
             receiver.await.unwrap_or(Err(Error::Closed))
         })
@@ -50,13 +52,16 @@ impl MaruHandler {
     /// [`MaruHandler::batch_store`] for who awaits.
     pub fn batch_store_async(&self, keys: &[impl AsKey], pages: Vec<PageMut>) -> Pending<StoredEach> {
         let (handler, digests) = (self.clone(), self.check_store(keys, &pages));
-        Box::pin(async move { handler.awaiting().store(&digests?, pages).await })
+        self.timed_async(
+            ClientOperation::Store,
+            async move { handler.awaiting().store(&digests?, pages).await },
+        )
     }
 
     /// [`MaruHandler::acquire`] for who awaits.
     pub fn acquire_async(&self, keys: &[impl AsKey]) -> Pending<Prefix> {
         let (handler, digests) = (self.clone(), self.open_digests(keys));
-        Box::pin(async move { handler.awaiting().acquire(&digests?).await })
+        self.timed_async(ClientOperation::Acquire, async move { handler.awaiting().acquire(&digests?).await })
     }
 
     /// [`MaruHandler::exists`] for who awaits.
@@ -68,7 +73,7 @@ impl MaruHandler {
     /// [`MaruHandler::batch_exists`] for who awaits.
     pub fn batch_exists_async(&self, keys: &[impl AsKey]) -> Pending<Vec<bool>> {
         let (handler, digests) = (self.clone(), self.open_digests(keys));
-        Box::pin(async move { handler.awaiting().exists(&digests?).await })
+        self.timed_async(ClientOperation::Exists, async move { handler.awaiting().exists(&digests?).await })
     }
 
     /// [`MaruHandler::retrieve`] for who awaits.
@@ -80,7 +85,10 @@ impl MaruHandler {
     /// [`MaruHandler::batch_retrieve`] for who awaits.
     pub fn batch_retrieve_async(&self, keys: &[impl AsKey]) -> Pending<Vec<Option<ChunkRef>>> {
         let (handler, digests) = (self.clone(), self.open_digests(keys));
-        Box::pin(async move { handler.awaiting().retrieve(&digests?).await })
+        self.timed_async(
+            ClientOperation::Retrieve,
+            async move { handler.awaiting().retrieve(&digests?).await },
+        )
     }
 
     /// [`MaruHandler::pin_kv`] for who awaits.
@@ -92,7 +100,7 @@ impl MaruHandler {
     /// [`MaruHandler::batch_pin_kv`] for who awaits.
     pub fn batch_pin_kv_async(&self, keys: &[impl AsKey]) -> Pending<Vec<Pinned>> {
         let (handler, digests) = (self.clone(), self.open_digests(keys));
-        Box::pin(async move { handler.awaiting().pin(&digests?).await })
+        self.timed_async(ClientOperation::Pin, async move { handler.awaiting().pin(&digests?).await })
     }
 
     /// [`MaruHandler::unpin_kv`] for who awaits.
@@ -104,7 +112,7 @@ impl MaruHandler {
     /// [`MaruHandler::batch_unpin_kv`] for who awaits.
     pub fn batch_unpin_kv_async(&self, keys: &[impl AsKey]) -> Pending<Vec<Unpinned>> {
         let (handler, digests) = (self.clone(), self.open_digests(keys));
-        Box::pin(async move { handler.awaiting().unpin(&digests?).await })
+        self.timed_async(ClientOperation::Unpin, async move { handler.awaiting().unpin(&digests?).await })
     }
 
     /// [`MaruHandler::delete`] for who awaits.
@@ -116,7 +124,7 @@ impl MaruHandler {
     /// [`MaruHandler::batch_delete`] for who awaits.
     pub fn batch_delete_async(&self, keys: &[impl AsKey]) -> Pending<Vec<Deleted>> {
         let (handler, digests) = (self.clone(), self.open_digests(keys));
-        Box::pin(async move { handler.awaiting().delete(&digests?).await })
+        self.timed_async(ClientOperation::Delete, async move { handler.awaiting().delete(&digests?).await })
     }
 
     /// [`MaruHandler::stats`] for who awaits.

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use maru_proto::KeyDigest;
+use maru_proto::{ClientOperation, KeyDigest};
 
 use super::MaruHandler;
 use super::operations::{Blocking, Operations, StoredEach};
@@ -75,8 +75,10 @@ impl MaruHandler {
     /// [`Error::BatchMismatch`] unless there is one page for each key; else those of [`MaruHandler::store`]. After an
     /// error the first chunks may be stored.
     pub fn batch_store(&self, keys: &[impl AsKey], pages: Vec<PageMut>) -> Result<StoredEach> {
-        let digests = self.check_store(keys, &pages)?;
-        now(self.blocking().store(&digests, pages))
+        self.timed(ClientOperation::Store, || {
+            let digests = self.check_store(keys, &pages)?;
+            now(self.blocking().store(&digests, pages))
+        })
     }
 
     /// The digests of a batch whose keys and pages fit each other.
@@ -96,8 +98,10 @@ impl MaruHandler {
     /// # Errors
     /// [`Error::InvalidKey`], [`Error::Map`], and those of any request; nothing stays pinned then.
     pub fn acquire(&self, keys: &[impl AsKey]) -> Result<Prefix> {
-        let digests = self.open_digests(keys)?;
-        now(self.blocking().acquire(&digests))
+        self.timed(ClientOperation::Acquire, || {
+            let digests = self.open_digests(keys)?;
+            now(self.blocking().acquire(&digests))
+        })
     }
 
     /// Whether a key has a chunk at this moment.
@@ -113,8 +117,10 @@ impl MaruHandler {
     /// # Errors
     /// Those of [`MaruHandler::exists`].
     pub fn batch_exists(&self, keys: &[impl AsKey]) -> Result<Vec<bool>> {
-        let digests = self.open_digests(keys)?;
-        now(self.blocking().exists(&digests))
+        self.timed(ClientOperation::Exists, || {
+            let digests = self.open_digests(keys)?;
+            now(self.blocking().exists(&digests))
+        })
     }
 
     /// Finds and pins one chunk.
@@ -130,8 +136,10 @@ impl MaruHandler {
     /// # Errors
     /// Those of [`MaruHandler::acquire`].
     pub fn batch_retrieve(&self, keys: &[impl AsKey]) -> Result<Vec<Option<ChunkRef>>> {
-        let digests = self.open_digests(keys)?;
-        now(self.blocking().retrieve(&digests))
+        self.timed(ClientOperation::Retrieve, || {
+            let digests = self.open_digests(keys)?;
+            now(self.blocking().retrieve(&digests))
+        })
     }
 
     /// Pins a chunk by name, once more, until [`MaruHandler::unpin_kv`], the end of the instance, or the end of the time
@@ -149,8 +157,10 @@ impl MaruHandler {
     /// # Errors
     /// Those of [`MaruHandler::pin_kv`]; what was pinned before an error stays so.
     pub fn batch_pin_kv(&self, keys: &[impl AsKey]) -> Result<Vec<Pinned>> {
-        let digests = self.open_digests(keys)?;
-        now(self.blocking().pin(&digests))
+        self.timed(ClientOperation::Pin, || {
+            let digests = self.open_digests(keys)?;
+            now(self.blocking().pin(&digests))
+        })
     }
 
     /// Gives back one pin that was taken by name. Guards keep their own pins.
@@ -166,8 +176,10 @@ impl MaruHandler {
     /// # Errors
     /// Those of [`MaruHandler::unpin_kv`].
     pub fn batch_unpin_kv(&self, keys: &[impl AsKey]) -> Result<Vec<Unpinned>> {
-        let digests = self.open_digests(keys)?;
-        now(self.blocking().unpin(&digests))
+        self.timed(ClientOperation::Unpin, || {
+            let digests = self.open_digests(keys)?;
+            now(self.blocking().unpin(&digests))
+        })
     }
 
     /// Deletes a chunk, whoever stored it, unless somebody reads it.
@@ -183,8 +195,10 @@ impl MaruHandler {
     /// # Errors
     /// Those of [`MaruHandler::delete`].
     pub fn batch_delete(&self, keys: &[impl AsKey]) -> Result<Vec<Deleted>> {
-        let digests = self.open_digests(keys)?;
-        now(self.blocking().delete(&digests))
+        self.timed(ClientOperation::Delete, || {
+            let digests = self.open_digests(keys)?;
+            now(self.blocking().delete(&digests))
+        })
     }
 
     fn blocking(&self) -> Operations<'_, Blocking> {

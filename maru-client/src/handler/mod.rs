@@ -6,22 +6,25 @@ mod inspection;
 mod keys;
 mod operations;
 mod pages;
+mod timing;
 
 use std::fmt;
 use std::sync::Arc;
 
 use maru_proto::{
-    AllocationFilter, KeyDigest, LatencyRecord, LatencyRequest, PoolRecord, RegionRecord, UsageRecord,
-    UsageRequest,
+    AllocationFilter, KeyDigest, LatencyRecord, LatencyRequest, PoolRecord, RegionRecord, ReportRecord,
+    ReportsRequest, UsageRecord, UsageRequest,
 };
+
+use zerocopy::FromZeros;
 
 use crate::config::{Address, Config};
 use crate::error::{Error, Result};
 use crate::key::AsKey;
 use crate::maintenance;
-use crate::rpc::request::{GetLatencies, GetStats, GetUsage, ListAllocations, ListPools};
+use crate::rpc::request::{GetLatencies, GetStats, GetUsage, ListAllocations, ListPools, ListReports};
 use crate::shared::Shared;
-use crate::stats::{ClientStats, ServerLatencies, ServerStats};
+use crate::stats::{ClientStats, ReportedLatencies, ServerLatencies, ServerStats};
 
 pub use aio::Pending;
 pub(crate) use announcements::Announcements;
@@ -110,6 +113,24 @@ impl MaruHandler {
             self.shared.ask(&GetLatencies(request))
         });
         buckets.map(ServerLatencies::new)
+    }
+
+    /// How long the calls of those handlers take that [report it](Config::report_stats), by instance and operation.
+    ///
+    /// # Errors
+    /// Those of any request; a server of before there were reports refuses it.
+    pub fn reports(&self) -> Result<ReportedLatencies> {
+        self.shared.check_open()?;
+        let buckets = paged(|last: Option<&ReportRecord>| {
+            let request = last.map_or(ReportsRequest::new_zeroed(), |last| ReportsRequest {
+                instance: last.instance,
+                operation: last.operation,
+                reserved: 0.into(),
+                upper_ns: last.upper_ns,
+            });
+            self.shared.ask(&ListReports(request))
+        });
+        buckets.map(ReportedLatencies::new)
     }
 
     /// What each instance uses.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use maru_proto::{FrameStatus, ReclaimRequest};
+use maru_proto::{ClientOperation, FrameStatus, ReclaimRequest};
 
 use super::{MaruHandler, RegionAdded};
 use crate::error::{Error, Result};
@@ -30,6 +30,11 @@ impl MaruHandler {
     /// [`Error::PageTooLarge`], [`Error::PoolExhausted`] when none of this helps, as with everything pinned; it never
     /// waits for others to free something. [`Error::Refused`] when there is no room even for a first region. Those of any request.
     pub fn alloc(&self, length: usize) -> Result<PageMut> {
+        self.timed(ClientOperation::Alloc, || self.get_page(length))
+    }
+
+    /// A page, wherever it has to come from.
+    pub(super) fn get_page(&self, length: usize) -> Result<PageMut> {
         match self.alloc_free(length)? {
             Some(page) => Ok(page),
             None => {

@@ -5,9 +5,9 @@ use maru_proto::{
     AllocationFilter, EntryRecord, EntryRequest, Flags, Frame, FrameStatus, GetRegionRequest,
     HeartbeatRecord, HeldPinsRecord, HelloRequest, HelloResponse, KeyDigest, LatencyRecord, LatencyRequest,
     ListAllocationsRequest, ListPinsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord,
-    PoolRecord, ReclaimRequest, RecordStatus, RegionRecord, RegisterRecord, ReleasePinsRecord,
-    RequestAllocRequest, ReturnAllocRequest, ServerRecord, SocketRecord, StatRecord, UsageRecord,
-    UsageRequest, VersionRange, statuses,
+    PoolRecord, ReclaimRequest, RecordStatus, RegionRecord, RegisterRecord, ReleasePinsRecord, ReportRecord,
+    ReportsRequest, RequestAllocRequest, ReturnAllocRequest, ServerRecord, SocketRecord, StatRecord,
+    UsageRecord, UsageRequest, VersionRange, statuses,
 };
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -171,6 +171,8 @@ plain_requests! {
     GetServer([u8; 0]): GetServer -> ServerRecord = one;
     /// Where an entry is.
     GetEntry(EntryRequest): GetEntry -> Vec<EntryRecord> = many;
+    /// The next buckets of what handlers report.
+    ListReports(ReportsRequest): ListReports -> Vec<ReportRecord> = many;
     /// The next pins of a list.
     ListPins(ListPinsRequest): ListPins -> Vec<HeldPinsRecord> = many;
     /// Say that the instance lives.
@@ -236,6 +238,25 @@ impl Request for ReleasePins<'_> {
 
     fn decode(&self, frame: &Frame<'_>) -> Decoded<Vec<RecordStatus>> {
         status_each(frame, self.0.len())
+    }
+}
+
+/// Tell how long calls took.
+pub(crate) struct ReportStats<'a>(pub(crate) &'a [ReportRecord]);
+
+impl Request for ReportStats<'_> {
+    type Response = ();
+
+    fn opcode(&self) -> Opcode {
+        Opcode::ReportStats
+    }
+
+    fn body(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    fn decode(&self, frame: &Frame<'_>) -> Decoded<()> {
+        none(frame)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use maru_proto::Opcode;
+use maru_proto::{ClientOperation, Opcode};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, prometheus_text,
@@ -11,7 +11,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::snapshot::{NameUsage, Snapshot};
+use super::snapshot::{NameUsage, PoolUsage, Snapshot};
 use crate::latency::Histogram;
 
 /// What the text is, for who fetches it.
@@ -85,6 +85,28 @@ impl Writer<'_> {
         }
         Ok(())
     }
+
+    /// Histograms, those that are empty left out.
+    fn durations<'h, L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        histograms: impl Iterator<Item = (L, &'h Histogram)>,
+    ) -> fmt::Result {
+        let mut metric = self.begin(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        for (labels, histogram) in histograms {
+            let (buckets, count) = coarse(histogram);
+            if count > 0 {
+                metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+                    histogram.sum_seconds(),
+                    count,
+                    &buckets,
+                    None::<&std::collections::HashMap<usize, Exemplar<NoLabelSet, f64>>>,
+                )?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Collector for Snapshot {
@@ -134,31 +156,23 @@ impl Snapshot {
         writer.counters("lookups", help, results.into_iter())?;
 
         let help = "How long the server worked on a request, from when it had it until its answer was ready.";
-        let unit = Unit::Seconds;
-        let mut metric = writer.begin("request_duration", help, Some(&unit), MetricType::Histogram)?;
-        for (opcode, histogram) in self.latencies.iter() {
-            let (buckets, count) = coarse(histogram);
-            if count > 0 {
-                metric.encode_family(&[("operation", opcode.name())])?.encode_histogram::<NoLabelSet>(
-                    histogram.sum_seconds(),
-                    count,
-                    &buckets,
-                    None::<&std::collections::HashMap<usize, Exemplar<NoLabelSet, f64>>>,
-                )?;
-            }
-        }
-        Ok(())
+        let durations = self.latencies.iter();
+        let durations = durations.map(|(opcode, histogram)| ([("operation", opcode.name())], histogram));
+        writer.durations("request_duration", help, durations)
     }
 
     fn memory(&self, writer: &mut Writer<'_>) -> fmt::Result {
         let bytes = Some(&Unit::Bytes);
-        let pools = || self.pools.iter().map(|(pool, path)| (pool, [("pool", path.as_str())]));
-        let size = pools().map(|(pool, labels)| (labels, pool.size));
-        writer.gauges("pool_size", "Memory of the pool.", bytes, size)?;
-        let free = pools().map(|(pool, labels)| (labels, pool.free));
-        writer.gauges("pool_free", "Memory of the pool that is in no region.", bytes, free)?;
-        let largest = pools().map(|(pool, labels)| (labels, pool.largest_free));
-        writer.gauges("pool_largest_free", "The largest region that the pool could give.", bytes, largest)?;
+        let mut gauges = |name, help, unit, value: fn(&PoolUsage) -> u64| {
+            let values = self.pools.iter().map(|pool| ([("pool", pool.path.as_str())], value(pool)));
+            writer.gauges(name, help, unit, values)
+        };
+        gauges("pool_size", "Memory of the pool.", bytes, |it| it.info.size)?;
+        gauges("pool_free", "Memory of the pool that is in no region.", bytes, |it| it.info.free)?;
+        let help = "The largest region that the pool could give.";
+        gauges("pool_largest_free", help, bytes, |it| it.info.largest_free)?;
+        gauges("pool_entries", "Entries in the pool.", None, |it| it.entries)?;
+        gauges("pool_entry", "Memory of the chunks in the pool.", bytes, |it| it.entry_bytes)?;
 
         let figures = &self.figures;
         writer.gauge("regions", "Regions, orphans included.", None, figures.regions)?;
@@ -216,7 +230,14 @@ impl Snapshot {
             [(labels("guard"), usage.guard_pins), (labels("name"), usage.named_pins)]
         });
         let help = "Pins that they hold: of guards, which last as long as their readers, and by name.";
-        writer.gauges("instance_pins", help, None, pins)
+        writer.gauges("instance_pins", help, None, pins)?;
+        let calls = self.calls.iter().flat_map(|(id, operations)| {
+            let labels =
+                |operation: ClientOperation| [("instance_id", id.as_str()), ("operation", operation.name())];
+            operations.iter().map(move |(operation, histogram)| (labels(*operation), histogram))
+        });
+        let help = "How long calls took as their callers saw it, of instances that report it.";
+        writer.durations("client_call_duration", help, calls)
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::Shared;
 use crate::metrics::{Bell, Restored, Snapshot};
-use crate::state::InstanceNumber;
+use crate::state::{InstanceNumber, RegionId};
 
 /// Answers the bells for as long as the server runs.
 pub(super) async fn answer(shared: Rc<Shared>, mut bells: mpsc::Receiver<Bell>, restored: Restored) {
@@ -16,17 +16,19 @@ pub(super) async fn answer(shared: Rc<Shared>, mut bells: mpsc::Receiver<Bell>, 
     }
 }
 
-/// The instances are gone through in parts, between which clients have their turn.
+/// Regions and instances are gone through in parts, between which clients have their turn.
 async fn take(shared: &Shared, restored: Restored) -> Snapshot {
     let now = shared.now();
     let mut snapshot = Snapshot::of(&shared.service.borrow(), now, shared.open.get(), restored);
-    let mut after = InstanceNumber(0);
-    loop {
-        let last = snapshot.add_instances(&shared.service.borrow(), after, now);
-        match last {
-            Some(last) => after = last,
-            None => return snapshot,
-        }
+    let mut region = Some(RegionId(0));
+    while let Some(after) = region {
+        region = snapshot.add_regions(&shared.service.borrow(), after);
         tokio::task::yield_now().await;
     }
+    let mut instance = Some(InstanceNumber(0));
+    while let Some(after) = instance {
+        instance = snapshot.add_instances(&shared.service.borrow(), after, now);
+        tokio::task::yield_now().await;
+    }
+    snapshot
 }

@@ -1,9 +1,10 @@
 //! What whoever operates the server asks it, and what only they may.
 
 use maru_proto::{
-    ConnectionKind, EntryRecord, EntryRequest, FEATURE_NO_GRACE, Flags, FrameStatus, HeldPinsRecord,
-    HelloRequest, HelloResponse, InstanceId, KeyDigest, ListPinsRequest, Opcode, RecordStatus,
-    RegisterRecord, ReleasePinsRecord, ServerRecord, SessionToken, StatKind, statuses,
+    ClientOperation, ConnectionKind, EntryRecord, EntryRequest, FEATURE_NO_GRACE, Flags, FrameStatus,
+    HeldPinsRecord, HelloRequest, HelloResponse, InstanceId, KeyDigest, LatencyBucket, ListPinsRequest,
+    Opcode, RecordStatus, RegisterRecord, ReleasePinsRecord, ReportRecord, ReportsRequest, ServerRecord,
+    SessionToken, StatKind, statuses,
 };
 use maru_tests::{ServerProcess, wait_until};
 use zerocopy::{FromBytes, FromZeros};
@@ -54,6 +55,34 @@ fn pins(peer: &mut Peer) -> Vec<HeldPinsRecord> {
         let Some(last) = records.last() else { return all };
         request.after = last.cursor;
         all.extend(records.iter().filter(|record| record.instance.get() != 0));
+    }
+}
+
+fn report(operation: ClientOperation, upper_ns: u64, calls: u64) -> ReportRecord {
+    ReportRecord {
+        instance: 0.into(),
+        operation: (operation as u16).into(),
+        reserved: 0.into(),
+        upper_ns: upper_ns.into(),
+        calls: calls.into(),
+        total_ns: calls.into(),
+    }
+}
+
+/// All that is reported: instance, operation, bound, calls.
+fn reports(peer: &mut Peer) -> Vec<(u32, u16, u64, u64)> {
+    let mut all = Vec::new();
+    let mut request = ReportsRequest::new_zeroed();
+    loop {
+        let answer = peer.call(Opcode::ListReports, Flags::NONE, &[request]);
+        assert_eq!(answer.status, FrameStatus::Ok);
+        let records = <[ReportRecord]>::ref_from_bytes(&answer.body).unwrap();
+        let Some(last) = records.last() else { return all };
+        (request.instance, request.operation, request.upper_ns) =
+            (last.instance, last.operation, last.upper_ns);
+        all.extend(records.iter().map(|record| {
+            (record.instance.get(), record.operation.get(), record.upper_ns.get(), record.calls.get())
+        }));
     }
 }
 
@@ -171,4 +200,77 @@ fn a_session_without_grace_ends_with_its_last_connection() {
     assert_eq!(other.stat(StatKind::Instances), 2);
     drop(looker);
     wait_until("it is gone", || other.stat(StatKind::Instances) == 1);
+}
+
+#[test]
+fn a_report_stands_for_the_session_that_sent_it_until_the_next_and_to_its_end() {
+    let server = start(&["--grace", "200ms", "--listen", "127.0.0.1:0"]);
+    let (mut first, one) = Peer::greeted(&server, "engine");
+    let mut second = Peer::tcp(&server.tcp_address());
+    let two = second.hello("engine", SessionToken::NONE);
+    let (one, two) = (one.instance.get(), two.instance.get());
+    let sent = first.call(Opcode::ReportStats, Flags::NONE, &[report(ClientOperation::Exists, 1024, 3)]);
+    assert_eq!((sent.status, sent.body.len()), (FrameStatus::Ok, 0));
+    second.call(Opcode::ReportStats, Flags::NONE, &[report(ClientOperation::Store, 16, 1)]);
+    let more = [report(ClientOperation::Exists, 512, 1), report(ClientOperation::Exists, 1024, 5)];
+    // Told twice, as after an answer that was lost.
+    for _ in 0..2 {
+        first.call(Opcode::ReportStats, Flags::NONE, &more);
+    }
+    let all = [(one, 5, 512, 1), (one, 5, 1024, 5), (two, 2, 16, 1)];
+    assert_eq!(reports(&mut second), all);
+
+    drop(first);
+    wait_until("its grace period is over", || reports(&mut second) == all[2..]);
+}
+
+#[test]
+fn who_reports_nonsense_is_refused_and_goes_on_and_nobody_else_notices() {
+    let server = start(&[]);
+    let (mut honest, number) = Peer::greeted(&server, "honest");
+    let (mut liar, _) = Peer::greeted(&server, "liar");
+    let good = report(ClientOperation::Pin, 1024, 3);
+    honest.call(Opcode::ReportStats, Flags::NONE, &[good]);
+    let told = [(number.instance.get(), ClientOperation::Pin as u16, 1024, 3)];
+    let nonsense = [
+        ReportRecord { instance: number.instance, ..good },
+        ReportRecord { operation: 77.into(), ..good },
+        ReportRecord { upper_ns: 1025.into(), ..good },
+        ReportRecord { calls: 0.into(), ..good },
+        ReportRecord { total_ns: u64::MAX.into(), ..good },
+    ];
+    for record in nonsense {
+        let answer =
+            liar.call(Opcode::ReportStats, Flags::NONE, &[report(ClientOperation::Alloc, 8, 1), record]);
+        assert_eq!(answer.status, FrameStatus::InvalidArgument, "{record:?}");
+    }
+    // As many as a frame has room for: more than there are buckets, so some come twice.
+    let too_many = vec![good; 8192];
+    assert_eq!(liar.call(Opcode::ReportStats, Flags::NONE, &too_many).status, FrameStatus::InvalidArgument);
+    assert_eq!(reports(&mut honest), told);
+    assert_eq!(reports(&mut liar), told, "its connection goes on");
+    // What is no record at all ends the connection, as everywhere.
+    let torn = liar.call(Opcode::ReportStats, Flags::NONE, &[digest(1)]);
+    assert_eq!(torn.status, FrameStatus::Malformed);
+    assert!(liar.next().is_none());
+    assert_eq!(reports(&mut honest), told);
+}
+
+#[test]
+fn a_long_list_of_reports_comes_in_pieces() {
+    let server = start(&["--max-body", "1KiB"]);
+    let (mut peer, number) = Peer::greeted(&server, "a");
+    let bounds = LatencyBucket::all().map(LatencyBucket::upper_ns).collect::<Vec<_>>();
+    for operation in ClientOperation::ALL {
+        for bounds in bounds.chunks(32) {
+            let records = bounds.iter().map(|bound| report(*operation, *bound, 1)).collect::<Vec<_>>();
+            let answer = peer.call(Opcode::ReportStats, Flags::NONE, &records);
+            assert_eq!(answer.status, FrameStatus::Ok);
+        }
+    }
+    let all = reports(&mut peer);
+    let expected = ClientOperation::ALL.iter().flat_map(|operation| {
+        bounds.iter().map(|bound| (number.instance.get(), *operation as u16, *bound, 1))
+    });
+    assert_eq!(all, expected.collect::<Vec<_>>());
 }

@@ -5,11 +5,11 @@ use std::io::Write;
 use crate::common::Peer;
 use maru_proto::{
     Flags, FrameStatus, HeartbeatRecord, KeyDigest, LatencyRecord, LatencyRequest, LocationRecord, Opcode,
-    RecordStatus, RegisterRecord, RequestAllocRequest, SessionToken, SocketRecord, StatKind, VersionRange,
-    statuses,
+    RecordStatus, RegisterRecord, ReportRecord, RequestAllocRequest, SessionToken, SocketRecord, StatKind,
+    VersionRange, statuses,
 };
 use maru_tests::{PATIENCE, ServerProcess};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, FromZeros};
 
 fn start(options: &[&str]) -> ServerProcess {
     ServerProcess::start(&[&["--driver", crate::DRIVER], options].concat())
@@ -509,7 +509,11 @@ fn what_is_refused_and_what_becomes_of_records_is_counted_by_operation() {
     peer.call(Opcode::BatchPinKv, Flags::NONE, &digests);
     peer.call(Opcode::UnpinKv, Flags::NONE, &digests[..1]);
     assert_eq!(peer.call(Opcode::Shutdown, Flags::NONE, NOTHING).status, FrameStatus::Unauthorized);
-    assert_eq!(peer.call(Opcode::ReportStats, Flags::NONE, NOTHING).status, FrameStatus::UnsupportedOpcode);
+    let no_report = ReportRecord::new_zeroed();
+    assert_eq!(
+        peer.call(Opcode::ReportStats, Flags::NONE, &[no_report]).status,
+        FrameStatus::InvalidArgument
+    );
     for (kind, detail, expected) in [
         (StatKind::RecordsByStatus, by(Opcode::BatchExistsKv, RecordStatus::NotFound as u16), 3),
         (StatKind::RecordsByStatus, by(Opcode::BatchExistsKv, RecordStatus::Skipped as u16), 1),
@@ -518,7 +522,7 @@ fn what_is_refused_and_what_becomes_of_records_is_counted_by_operation() {
         (StatKind::RecordsByStatus, by(Opcode::UnpinKv, RecordStatus::NotFound as u16), 1),
         (StatKind::Records, Opcode::BatchExistsKv as u16, 4),
         (StatKind::OperationsRefused, by(Opcode::Shutdown, FrameStatus::Unauthorized as u16), 1),
-        (StatKind::OperationsRefused, by(Opcode::ReportStats, FrameStatus::UnsupportedOpcode as u16), 1),
+        (StatKind::OperationsRefused, by(Opcode::ReportStats, FrameStatus::InvalidArgument as u16), 1),
         (StatKind::FramesRefused, FrameStatus::Unauthorized as u16, 1),
     ] {
         assert_eq!(peer.stat_of(kind, detail), expected, "{} {detail:#x}", kind.name());

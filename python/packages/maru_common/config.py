@@ -45,7 +45,8 @@ class MaruConfig:
         use_async_rpc, max_inflight: Taken for compatibility. All calls of a handler share its connections, any number
             of them at a time.
         rm_address: Taken for compatibility. There is no resource manager: the server hands out memory itself.
-        enable_stats: Taken for compatibility. ``MARU_STAT`` overrides it.
+        enable_stats: Whether the handler measures how long its calls take and tells the server every two seconds, where
+            ``maru top`` and the metrics show it. ``MARU_STAT`` overrides it.
 
     Raises:
         ValueError: Sizes contradict each other, or a variable of the environment is not a boolean.

@@ -77,6 +77,7 @@ class MaruHandler:
                     map_all=config.eager_map,
                     copy_on_write=config.shared_access == "private",
                     auth_token=token.encode() if isinstance(token, str) else token,
+                    report_stats=config.enable_stats,
                 )
                 if self._on_region_added is not None:
                     self._announce(client, self._on_region_added)

@@ -52,6 +52,7 @@ class MaruShmClient:
                 map_all=False,
                 copy_on_write=False,
                 auth_token=None,
+                report_stats=False,
             )
         return [
             MaruPoolInfo(path, DaxType.FS_DAX, size, free, granularity)

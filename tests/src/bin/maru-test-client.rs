@@ -141,7 +141,8 @@ fn connect(config: &ClientConfig) -> Result<MaruHandler, Error> {
         .region_size(config.region_size)
         .auto_expand(config.auto_expand)
         .eager(config.eager)
-        .stay_on_tcp(config.stay_on_tcp);
+        .stay_on_tcp(config.stay_on_tcp)
+        .report_stats(config.report_stats);
     if !config.address.is_empty() {
         handler = handler.address(config.address.parse()?);
     }
