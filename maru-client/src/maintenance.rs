@@ -1,5 +1,5 @@
-//! The handler's own thread: it releases pins that nothing else carries along, looks after late answers, and has the
-//! session go on when a connection is lost.
+//! The handler's own thread: it releases pins that nothing else carries along, looks after late answers, has the session go
+//! on when a connection is lost, and keeps the [lease](crate::lease) of one that is quiet.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
@@ -9,6 +9,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 
 use crate::error::{Error, Result};
+use crate::lease::{self, Lease};
+use crate::pins::Pins;
 use crate::rpc::request::Heartbeat;
 use crate::session::{Link, Phase};
 use crate::shared::Shared;
@@ -20,8 +22,6 @@ const PERIOD: Duration = Duration::from_millis(2);
 const LINGER: Duration = Duration::from_millis(50);
 /// How long it waits before it tries again to reach a server, at first and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
-/// How often a word is said on an idle connection over TCP.
-const HEARTBEAT_SECONDS: i64 = 5;
 
 const ASLEEP: u8 = 0;
 const AWAKE: u8 = 1;
@@ -62,25 +62,27 @@ impl Bell {
         let _ = rustix::io::write(&self.rung, &1u64.to_ne_bytes());
     }
 
-    /// Waits until the bell is rung, or the peer of a connection hangs up; `false` when the thread is to end.
-    /// Over TCP a word is said now and then, since a host that is gone does not hang up.
-    fn wait(&self, link: Option<&Link>) -> bool {
-        let beat = Timespec { tv_sec: HEARTBEAT_SECONDS, tv_nsec: 0 };
-        let beat = link.is_some_and(Link::is_remote).then_some(&beat);
+    /// Waits until the bell is rung, or the peer of a connection hangs up; `false` when the thread is to end. A word is
+    /// said now and then.
+    fn wait(&self, link: Option<&Link>, pulse: &Pulse) -> bool {
         while self.state.load(Ordering::SeqCst) == ASLEEP {
             let rung = PollFd::new(&self.rung, PollFlags::IN);
             let mut fds = vec![rung];
             let fd = link.map(Link::fd);
             fds.extend(fd.as_ref().map(|fd| PollFd::new(fd, PollFlags::RDHUP)));
-            let polled = poll(&mut fds, beat);
+            let beat = pulse.lease.beat();
+            let beat = Timespec {
+                tv_sec: beat.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: beat.subsec_nanos().into(),
+            };
+            let polled = poll(&mut fds, link.is_some().then_some(&beat));
             let (Ok(ready), Some(link), Some(socket)) = (polled, link, fds.get(1)) else { continue };
             if !socket.revents().is_empty() {
                 tracing::debug!("the server hung up");
                 link.shut();
                 self.ring();
             } else if ready == 0 {
-                // The kernel ends a connection on which this is not acknowledged, and that is seen here.
-                let _ = link.connection.answer_to(&Heartbeat([]));
+                pulse.beat(link);
             }
         }
         let _ = rustix::io::read(&self.rung, &mut [0u8; 8]);
@@ -88,16 +90,33 @@ impl Bell {
     }
 }
 
+/// What keeps the lease, and keeps nothing of the handler alive.
+struct Pulse {
+    lease: Arc<Lease>,
+    pins: Arc<Pins>,
+}
+
+impl Pulse {
+    /// Says a word if it is time to: where there are guards, since the lease needs it, and over TCP, since a host that is gone
+    /// does not hang up. The kernel ends a connection on which this is not acknowledged.
+    fn beat(&self, link: &Link) {
+        if (link.is_remote() || self.pins.has_guards()) && self.lease.is_due(lease::now()) {
+            let _ = link.connection.answer_to(&Heartbeat([]));
+        }
+    }
+}
+
 /// Starts the thread of a handler. It keeps nothing of it alive, and ends with it.
 pub(crate) fn start(shared: &Arc<Shared>) -> std::io::Result<()> {
+    let pulse = Pulse { lease: Arc::clone(&shared.lease), pins: Arc::clone(&shared.pins) };
     let (bell, shared) = (Arc::clone(&shared.bell), Arc::downgrade(shared));
     std::thread::Builder::new()
         .name("maru-maintenance".to_owned())
-        .spawn(move || run(&bell, &shared))
+        .spawn(move || run(&bell, &pulse, &shared))
         .map(drop)
 }
 
-fn run(bell: &Bell, shared: &Weak<Shared>) {
+fn run(bell: &Bell, pulse: &Pulse, shared: &Weak<Shared>) {
     loop {
         // The connections may outlive the handler for as long as the thread sleeps, which the handler's end ends.
         let Some(link) =
@@ -105,15 +124,19 @@ fn run(bell: &Bell, shared: &Weak<Shared>) {
         else {
             return;
         };
-        if !bell.wait(link.as_deref()) {
+        if !bell.wait(link.as_deref(), pulse) {
             return;
         }
         drop(link);
         let (mut idle_since, mut pause) = (Instant::now(), PERIOD);
         while idle_since.elapsed() < LINGER {
             std::thread::sleep(pause);
-            let Some(shared) = shared.upgrade() else { return };
-            pause = match work(&shared) {
+            let Some((work, link)) = shared.upgrade().map(|shared| (work(&shared), shared.link())) else {
+                return;
+            };
+            // Nobody who lets go of the handler meanwhile waits for the answer.
+            pulse.beat(&link);
+            pause = match work {
                 Work::None => PERIOD,
                 Work::Some => {
                     idle_since = Instant::now();
@@ -184,7 +207,7 @@ fn resume(shared: &Shared) -> Work {
         }
         Err(error @ Error::SessionEnded) => {
             tracing::error!(instance = shared.instance, %error, "the session can't go on");
-            shared.set_phase(Phase::Ended);
+            shared.end_session();
             Work::None
         }
         Err(error) => {

@@ -9,6 +9,7 @@ mod pages;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use maru_proto::{
     AllocationFilter, KeyDigest, LatencyRecord, LatencyRequest, PoolRecord, RegionRecord, UsageRecord,
@@ -157,6 +158,7 @@ impl MaruHandler {
             free_pages: counts.free,
             mapped_regions: self.shared.regions.len(),
             resumes: outages.count,
+            revoked_chunks: self.shared.revoked.load(Ordering::Relaxed),
             last_outage: outages.last,
         }
     }
