@@ -5,8 +5,8 @@
 //! what is in here, and releases everything else. So whatever belongs to the connections before must not count from then
 //! on: each guard, and each answer that brings one, carries the number of the session's connections that it came by.
 
-use std::collections::{HashMap, HashSet};
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
