@@ -32,8 +32,8 @@ class MemoryInfo:
     def check(self) -> None:
         """Raises ``MaruError`` unless everything that was read of the chunk so far is what was stored.
 
-        Call it after the bytes were used, where the server may be out of reach for longer than its grace period. It costs
-        a look at the clock.
+        Call it after the bytes were used, where the server may be out of reach for longer than its grace period. It
+        costs a look at the clock.
 
         Raises:
             MaruError: The server has released the pin of the chunk, or may have: what was read of it means nothing.
