@@ -151,6 +151,9 @@ impl PinGroup {
 
     /// Whether the pins of chunks were there until now.
     fn check(&self, chunks: &[Chunk]) -> Result<()> {
+        if chunks.is_empty() {
+            return Ok(());
+        }
         // What was read of them was read before the clock is. A processor that reads it early is no matter: the lease ends a
         // good while before the server may release a pin.
         fence(Ordering::Acquire);
@@ -268,7 +271,8 @@ impl ChunkRef {
     /// Hands out what `read` makes of the bytes, and checks that these were the chunk's all the while.
     ///
     /// `read` is not called where they are not to begin with. They can change under it where it takes longer than a quarter of
-    /// the grace period, and the server is out of reach for that time: it should do nothing then that can't be thrown away.
+    /// the grace period, or there is none, and the server is out of reach for that time: what it does has to be of a kind that can
+    /// be thrown away, whatever the bytes.
     ///
     /// # Errors
     /// [`Error::Revoked`]; what was made of the bytes is dropped then.
@@ -276,7 +280,8 @@ impl ChunkRef {
         self.check()?;
         let chunk = self.chunk();
         // SAFETY: the bytes lie in a mapping that the group keeps, and are not written while the pin lasts, which it did a moment
-        // ago; the server releases no pin sooner than a quarter of the grace period after a check that found it there.
+        // ago: where there is a lease, the server releases no pin sooner than a quarter of the grace period after it. A reader
+        // that takes longer is told that the bytes may change under it, as those of any shared memory.
         let made = read(unsafe { std::slice::from_raw_parts(chunk.start.as_ptr(), chunk.length) });
         self.check()?;
         Ok(made)

@@ -2,7 +2,8 @@
 //!
 //! All connections of a session stand and fall together. When one is lost, the others are given up, and a new one tells
 //! the server to drop what was still under way on them. Then nothing is in doubt that can't be asked for: the server is
-//! told which pins are in use, and tells which pages it sees with this instance.
+//! told which pins are in use, and tells which pages it sees with this instance. Guards of pins that it has released are
+//! revoked.
 
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
