@@ -100,7 +100,8 @@ impl Pulse {
     /// Says a word if it is time to: where there are guards, since the lease needs it, and over TCP, since a host that is gone
     /// does not hang up. The kernel ends a connection on which this is not acknowledged.
     fn beat(&self, link: &Link) {
-        if (link.is_remote() || self.pins.has_guards()) && self.lease.is_due(lease::now()) {
+        let is_wanted = !link.is_broken() && (link.is_remote() || self.pins.has_guards());
+        if is_wanted && self.lease.is_due(lease::now()) {
             let _ = link.connection.answer_to(&Heartbeat([]));
         }
     }
