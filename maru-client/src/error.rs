@@ -61,9 +61,12 @@ pub enum Error {
     )]
     ConnectionLost,
     /// The server does not know this instance any more: it was without a connection for longer than the grace period.
-    /// Chunks that guards of it hold may be evicted and their memory be given to others.
+    /// Its guards are [revoked](Error::Revoked): their chunks may be evicted, and their memory be given to others.
     #[error("the server has ended this session; drop its guards, and connect a new handler")]
     SessionEnded,
+    /// The chunk of a guard is not certain to be what it was any more, and what was read of it means nothing.
+    #[error("{0}; what was read of the chunk means nothing: acquire it anew, or do without it")]
+    Revoked(Revocation),
     /// The server does not keep to the protocol. The connection is closed.
     #[error("the server broke the protocol, so the connection was closed: {0}")]
     Protocol(#[from] ProtocolError),
@@ -209,6 +212,29 @@ impl Error {
         let (Error::Connect { source, .. } | Error::Io { source, .. }) = self else { return false };
         let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
         Errno::from_io_error(source).is_some_and(|errno| lacks.contains(&errno))
+    }
+}
+
+/// Why a guard is of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revocation {
+    /// The server was out of reach for so long that it may have released the pin. Once the server is reached again, the guard
+    /// is as good as before, or released.
+    InDoubt,
+    /// The server has released the pin, or ended the session, while this process was out of its reach. This is for good.
+    Released,
+}
+
+impl std::fmt::Display for Revocation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Revocation::InDoubt => {
+                "the server was not heard from for most of its grace period, so it may have released the pin of this guard"
+            }
+            Revocation::Released => {
+                "the server has released the pin of this guard, which was out of its reach for longer than the grace period"
+            }
+        })
     }
 }
 

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::ops::{Deref, Index};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, OnceLock, Weak};
 
 use maru_proto::{KeyDigest, LocationRecord};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Revocation};
+use crate::lease;
 use crate::memory::Region;
 use crate::shared::Shared;
 
@@ -34,6 +35,8 @@ struct Chunk {
     guards: AtomicU32,
     /// The number of the session's connections that its pin belongs to.
     link: AtomicU32,
+    /// The server does not have the pin any more.
+    is_revoked: AtomicBool,
 }
 
 impl Chunk {
@@ -91,6 +94,7 @@ impl<'a> Found<'a> {
             generation: location.generation.get(),
             guards: AtomicU32::new(1),
             link: AtomicU32::new(self.link),
+            is_revoked: AtomicBool::new(false),
         });
         Ok(true)
     }
@@ -126,17 +130,39 @@ fn release(shared: &Shared, chunks: &[Chunk]) {
             // Whatever other threads read through their guards, they read before the page can be written again.
             fence(Ordering::Acquire);
         }
-        last
+        // What the server does not have can't be released, and may be another guard's of the same key.
+        last && !chunk.is_revoked.load(Ordering::Relaxed)
     });
     shared.release(released.map(|chunk| (chunk.link.load(Ordering::Relaxed), chunk.digest)));
 }
 
 impl PinGroup {
+    /// The bytes of a chunk.
+    ///
+    /// # Panics
+    /// When the chunk is known to be revoked.
     fn bytes(&self, index: usize) -> &[u8] {
         let chunk = &self.chunks[index];
+        assert!(!chunk.is_revoked.load(Ordering::Relaxed), "{}", Error::Revoked(Revocation::Released));
         // SAFETY: the bytes lie in a mapping that the group keeps. They were complete before the chunk became visible, and
         // are not written while it is pinned, which the caller's guard sees to.
         unsafe { std::slice::from_raw_parts(chunk.start.as_ptr(), chunk.length) }
+    }
+
+    /// Whether the pins of chunks were there until now.
+    fn check(&self, chunks: &[Chunk]) -> Result<()> {
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        // What was read of them was read before the clock is. A processor that reads it early is no matter: the lease ends a
+        // good while before the server may release a pin.
+        fence(Ordering::Acquire);
+        let is_certain = self.shared.held_pins_at(lease::now());
+        // In this order: what is revoked is, before the lease goes on.
+        if chunks.iter().any(|chunk| chunk.is_revoked.load(Ordering::Acquire)) {
+            return Err(Error::Revoked(Revocation::Released));
+        }
+        if is_certain { Ok(()) } else { Err(Error::Revoked(Revocation::InDoubt)) }
     }
 
     /// Where the group is known from now on.
@@ -144,9 +170,11 @@ impl PinGroup {
         self.place.set(place).expect("a group is adopted once");
     }
 
-    /// One guard more of each chunk that has any; their pins belong to these connections from now on.
+    /// One guard more of each chunk that has any and is not revoked; their pins belong to these connections from now on.
     pub(crate) fn guards(group: &Arc<PinGroup>, link: u32) -> impl Iterator<Item = ChunkRef> {
-        let in_use = group.chunks.iter().enumerate().filter(move |(_, chunk)| {
+        let held = group.chunks.iter().enumerate();
+        let held = held.filter(|(_, chunk)| !chunk.is_revoked.load(Ordering::Relaxed));
+        let in_use = held.filter(move |(_, chunk)| {
             let is_in_use = chunk.add_guard();
             if is_in_use {
                 chunk.link.store(link, Ordering::Relaxed);
@@ -165,7 +193,17 @@ impl Drop for PinGroup {
     }
 }
 
-/// One chunk, readable as a slice; nobody can delete, evict or overwrite it while this or a clone of it lives.
+/// One chunk, readable as a slice; nobody can delete, evict or overwrite it while this or a clone of it lives, and the server
+/// knows that it does.
+///
+/// The server releases the pins of an instance that it has heard nothing of for its grace period: its host was cut off, or it was
+/// stopped for so long. Where that can't happen, or may be overlooked, the slice is all that is needed. That is so on the host of
+/// the server as long as nothing is stopped there, neither this process nor the machine. Elsewhere read by
+/// [`ChunkRef::copy_to`] or [`ChunkRef::read`], or call [`ChunkRef::check`] *after* the bytes were used, and before anything is
+/// made of them that others see. What was checked was right; what can't be checked is [`Error::Revoked`], and is like a miss.
+///
+/// To deref a guard of which it is known that the server has released its pin panics, since its bytes may be of another chunk by
+/// now. A slice that was taken before is not protected by that.
 pub struct ChunkRef {
     group: Arc<PinGroup>,
     index: usize,
@@ -185,6 +223,73 @@ impl ChunkRef {
     /// The digest of the chunk's key.
     pub fn digest(&self) -> KeyDigest {
         self.chunk().digest
+    }
+
+    /// Bytes of the chunk, also of one that is revoked.
+    #[expect(clippy::len_without_is_empty, reason = "a chunk has at least a byte")]
+    pub fn len(&self) -> usize {
+        self.chunk().length
+    }
+
+    /// Where the chunk's first byte is, also of one that is revoked.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.chunk().start.as_ptr()
+    }
+
+    /// Whether everything that was read of the chunk so far is what was stored. Costs a look at the clock; the server is asked
+    /// only where it keeps no pins for as long as 100 ms after a lost connection (`--grace`, [`Config::no_grace`]), and waited
+    /// for then.
+    ///
+    /// [`Config::no_grace`]: crate::Config::no_grace
+    ///
+    /// # Errors
+    /// [`Error::Revoked`]: the server has released the pin, or may have.
+    pub fn check(&self) -> Result<()> {
+        self.group.check(std::slice::from_ref(self.chunk()))
+    }
+
+    /// Whether [`ChunkRef::check`] fails at the moment.
+    pub fn is_revoked(&self) -> bool {
+        self.check().is_err()
+    }
+
+    /// Copies the chunk, and checks that these were its bytes all the while.
+    ///
+    /// # Errors
+    /// [`Error::Revoked`]; what was copied means nothing then.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn copy_to(&self, target: &mut [u8]) -> Result<()> {
+        assert_eq!(target.len(), self.len(), "the target has the length of the chunk");
+        // SAFETY: as many bytes lie in a mapping that the group keeps, and nothing that is written to lies in it. Should they be
+        // written meanwhile, which takes a revoked pin, the check below has nobody look at the copy.
+        unsafe { std::ptr::copy_nonoverlapping(self.as_ptr(), target.as_mut_ptr(), target.len()) };
+        self.check()
+    }
+
+    /// Hands out what `read` makes of the bytes, and checks that these were the chunk's all the while.
+    ///
+    /// `read` is not called where they are not to begin with. They can change under it where it takes longer than a quarter of
+    /// the grace period, or there is none, and the server is out of reach for that time: what it does has to be of a kind that can
+    /// be thrown away, whatever the bytes.
+    ///
+    /// # Errors
+    /// [`Error::Revoked`]; what was made of the bytes is dropped then.
+    pub fn read<R>(&self, read: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        self.check()?;
+        let chunk = self.chunk();
+        // SAFETY: the bytes lie in a mapping that the group keeps, and are not written while the pin lasts, which it did a moment
+        // ago: where there is a lease, the server releases no pin sooner than a quarter of the grace period after it. A reader
+        // that takes longer is told that the bytes may change under it, as those of any shared memory.
+        let made = read(unsafe { std::slice::from_raw_parts(chunk.start.as_ptr(), chunk.length) });
+        self.check()?;
+        Ok(made)
+    }
+
+    /// The server does not have the pin any more; the number of chunks that were not revoked before.
+    pub(crate) fn revoke(&self) -> u64 {
+        u64::from(!self.chunk().is_revoked.swap(true, Ordering::Release))
     }
 
     /// The registration that is pinned.
@@ -210,10 +315,11 @@ pub struct WeakChunkRef {
 }
 
 impl WeakChunkRef {
-    /// A guard of the chunk, if there is one already; one more does not cost a request.
+    /// A guard of the chunk, if there is one already, and not a revoked one; one more does not cost a request.
     pub fn upgrade(&self) -> Option<ChunkRef> {
         let group = self.group.upgrade()?;
-        let is_held = group.chunks[self.index].add_guard();
+        let chunk = &group.chunks[self.index];
+        let is_held = !chunk.is_revoked.load(Ordering::Acquire) && chunk.add_guard();
         is_held.then_some(ChunkRef { group, index: self.index })
     }
 
@@ -233,6 +339,10 @@ impl fmt::Debug for WeakChunkRef {
 impl Deref for ChunkRef {
     type Target = [u8];
 
+    /// The chunk's bytes.
+    ///
+    /// # Panics
+    /// When the guard is known to be revoked: see [`ChunkRef`].
     fn deref(&self) -> &[u8] {
         self.group.bytes(self.index)
     }
@@ -270,6 +380,8 @@ impl fmt::Debug for ChunkRef {
 
 /// The chunks that an acquire found: those of the longest prefix of its keys. Dropping it releases all of them at once;
 /// a [`ChunkRef`] taken out of it keeps its own.
+///
+/// Where the server may be out of reach for a while, [`Prefix::check`] says after the bytes were used whether they were right.
 pub struct Prefix {
     group: Arc<PinGroup>,
     /// Chunks before this one were moved out.
@@ -287,7 +399,16 @@ impl Prefix {
         self.group.chunks.is_empty()
     }
 
-    /// The chunks' bytes, in the order of the keys.
+    /// Whether everything that was read of the chunks so far is what was stored, as [`ChunkRef::check`] says it of one.
+    ///
+    /// # Errors
+    /// [`Error::Revoked`] where that is not certain of all of them; [`Prefix::get`] and [`ChunkRef::check`] tell which.
+    pub fn check(&self) -> Result<()> {
+        self.group.check(&self.group.chunks)
+    }
+
+    /// The chunks' bytes, in the order of the keys. Like [`Prefix::index`] and the deref of a [`ChunkRef`], it panics over a
+    /// chunk that is known to be revoked, and lets a slice go on that was taken before.
     pub fn iter(&self) -> PrefixIter<'_> {
         PrefixIter { prefix: self, next: 0 }
     }

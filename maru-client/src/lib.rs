@@ -26,6 +26,7 @@ mod error;
 mod guard;
 mod handler;
 mod key;
+mod lease;
 mod maintenance;
 mod memory;
 mod page;
@@ -39,7 +40,7 @@ mod stats;
 mod sync;
 
 pub use config::{Address, Config, default_socket_path};
-pub use error::{Error, MAX_KEY_LEN, PageState, ProtocolError, Result};
+pub use error::{Error, MAX_KEY_LEN, PageState, ProtocolError, Result, Revocation};
 pub use guard::{ChunkRef, Prefix, PrefixIter, WeakChunkRef};
 pub use handler::{
     Deleted, MaruHandler, Pending, PinQuery, Pinned, RegionAdded, Released, Stored, StoredEach, Unpinned,

@@ -1,5 +1,6 @@
 //! The handler's own thread: it releases pins that nothing else carries along, looks after late answers, has the session go
-//! on when a connection is lost, and reports how long calls took where that is wanted.
+//! on when a connection is lost, keeps the [lease](crate::lease) of one that is quiet, and reports how long calls took where
+//! that is wanted.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
@@ -9,6 +10,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 
 use crate::error::{Error, Result};
+use crate::lease::{self, Lease};
+use crate::pins::Pins;
 use crate::reporter::Reporter;
 use crate::rpc::request::Heartbeat;
 use crate::session::{Link, Phase};
@@ -21,8 +24,6 @@ const PERIOD: Duration = Duration::from_millis(2);
 const LINGER: Duration = Duration::from_millis(50);
 /// How long it waits before it tries again to reach a server, at first and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
-/// How often a word is said on an idle connection over TCP.
-const HEARTBEAT: Duration = Duration::from_secs(5);
 
 const ASLEEP: u8 = 0;
 const AWAKE: u8 = 1;
@@ -95,17 +96,35 @@ enum Woken {
     ToEnd,
 }
 
+/// What keeps the lease, and keeps nothing of the handler alive.
+struct Pulse {
+    lease: Arc<Lease>,
+    pins: Arc<Pins>,
+}
+
+impl Pulse {
+    /// Says a word if it is time to: where there are guards, since the lease needs it, and over TCP, since a host that is gone
+    /// does not hang up. The kernel ends a connection on which this is not acknowledged.
+    fn beat(&self, link: &Link) {
+        let is_wanted = !link.is_broken() && (link.is_remote() || self.pins.has_guards());
+        if is_wanted && self.lease.is_due(lease::now()) {
+            let _ = link.connection.answer_to(&Heartbeat([]));
+        }
+    }
+}
+
 /// Starts the thread of a handler. It keeps nothing of it alive, and ends with it.
 pub(crate) fn start(shared: &Arc<Shared>) -> std::io::Result<()> {
+    let pulse = Pulse { lease: Arc::clone(&shared.lease), pins: Arc::clone(&shared.pins) };
     let reporter = shared.call_times.is_some().then(Reporter::new);
     let (bell, shared) = (Arc::clone(&shared.bell), Arc::downgrade(shared));
     std::thread::Builder::new()
         .name("maru-maintenance".to_owned())
-        .spawn(move || run(&bell, &shared, reporter))
+        .spawn(move || run(&bell, &pulse, &shared, reporter))
         .map(drop)
 }
 
-fn run(bell: &Bell, shared: &Weak<Shared>, mut reporter: Option<Reporter>) {
+fn run(bell: &Bell, pulse: &Pulse, shared: &Weak<Shared>, mut reporter: Option<Reporter>) {
     loop {
         // The connections may outlive the handler for as long as the thread sleeps, which the handler's end ends.
         let Some(link) =
@@ -113,22 +132,30 @@ fn run(bell: &Bell, shared: &Weak<Shared>, mut reporter: Option<Reporter>) {
         else {
             return;
         };
-        let at_most = link.as_deref().and_then(|link| time_to_speak(link, reporter.as_ref()));
-        match bell.wait(link.as_deref(), at_most) {
-            Woken::ByBell => drop(link),
-            Woken::ByTime => {
-                let Some(shared) = shared.upgrade() else { return };
-                speak(&shared, reporter.as_mut());
+        let due = [Some(pulse.lease.beat()), reporter.as_ref().map(Reporter::left)];
+        let at_most = due.into_iter().flatten().min().filter(|_| link.is_some());
+        match (bell.wait(link.as_deref(), at_most), link) {
+            (Woken::ByBell, _) => {}
+            (Woken::ByTime, link) => {
+                let Some(()) = shared.upgrade().map(|shared| report(&shared, reporter.as_mut())) else {
+                    return;
+                };
+                link.iter().for_each(|link| pulse.beat(link));
                 continue;
             }
-            Woken::ToEnd => return,
+            (Woken::ToEnd, _) => return,
         }
         let (mut idle_since, mut pause) = (Instant::now(), PERIOD);
         while idle_since.elapsed() < LINGER {
             std::thread::sleep(pause);
-            let Some(shared) = shared.upgrade() else { return };
-            report(&shared, reporter.as_mut());
-            pause = match work(&shared) {
+            let looked = shared.upgrade().map(|shared| {
+                report(&shared, reporter.as_mut());
+                (work(&shared), shared.link())
+            });
+            let Some((work, link)) = looked else { return };
+            // Nobody who lets go of the handler meanwhile waits for the answer.
+            pulse.beat(&link);
+            pause = match work {
                 Work::None => PERIOD,
                 Work::Some => {
                     idle_since = Instant::now();
@@ -153,26 +180,11 @@ fn run(bell: &Bell, shared: &Weak<Shared>, mut reporter: Option<Reporter>) {
     }
 }
 
-/// How long there is nothing to say on connections. Over TCP a word is said now and then, since a host that is gone does not
-/// hang up.
-fn time_to_speak(link: &Link, reporter: Option<&Reporter>) -> Option<Duration> {
-    let beat = link.is_remote().then_some(HEARTBEAT);
-    [beat, reporter.map(Reporter::left)].into_iter().flatten().min()
-}
-
-/// Says what is due, or a word where silence would tell nothing.
-fn speak(shared: &Shared, reporter: Option<&mut Reporter>) {
-    let link = shared.link();
-    if !report(shared, reporter) && link.is_remote() {
-        // The kernel ends a connection on which this is not acknowledged, and that is seen here.
-        let _ = link.connection.answer_to(&Heartbeat([]));
+/// Reports how long calls took, where that is wanted and due.
+fn report(shared: &Shared, reporter: Option<&mut Reporter>) {
+    if let Some((reporter, times)) = reporter.zip(shared.call_times.as_ref()) {
+        reporter.report_if_due(shared, times);
     }
-}
-
-/// Reports how long calls took where that is wanted and due; whether it did.
-fn report(shared: &Shared, reporter: Option<&mut Reporter>) -> bool {
-    let due = reporter.zip(shared.call_times.as_ref());
-    due.is_some_and(|(reporter, times)| reporter.report_if_due(shared, times))
 }
 
 /// What there was to do.
@@ -221,7 +233,7 @@ fn resume(shared: &Shared) -> Work {
         }
         Err(error @ Error::SessionEnded) => {
             tracing::error!(instance = shared.instance, %error, "the session can't go on");
-            shared.set_phase(Phase::Ended);
+            shared.end_session();
             Work::None
         }
         Err(error) => {

@@ -5,8 +5,8 @@
 //! what is in here, and releases everything else. So whatever belongs to the connections before must not count from then
 //! on: each guard, and each answer that brings one, carries the number of the session's connections that it came by.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -66,7 +66,19 @@ pub(crate) struct Assertion {
     /// The pins that are in use.
     pub(crate) records: Vec<PinsRecord>,
     /// Guards of all chunks in it, so that none is released before the server has been told of it.
-    _guards: Vec<ChunkRef>,
+    guards: Vec<ChunkRef>,
+}
+
+impl Assertion {
+    /// The server does not have these pins: revokes the guards of their chunks, and says how many chunks these are.
+    pub(crate) fn revoke<'a>(&self, lost: impl Iterator<Item = &'a PinsRecord>) -> u64 {
+        let lost = lost.map(|record| (record.digest, record.generation.get())).collect::<HashSet<_>>();
+        if lost.is_empty() {
+            return 0;
+        }
+        let is_lost = |guard: &&ChunkRef| lost.contains(&(guard.digest(), guard.generation()));
+        self.guards.iter().filter(is_lost).map(ChunkRef::revoke).sum()
+    }
 }
 
 impl Pins {
@@ -156,6 +168,16 @@ impl Pins {
         lock(&self.table).named.remove(&digest);
     }
 
+    /// The session has ended: revokes all guards, and says of how many chunks. No more are taken up.
+    pub(crate) fn end(&self) -> u64 {
+        self.go_on().guards.iter().map(ChunkRef::revoke).sum()
+    }
+
+    /// Whether there are guards.
+    pub(crate) fn has_guards(&self) -> bool {
+        !lock(&self.table).groups.is_empty()
+    }
+
     /// The session is about to go on on new connections.
     pub(crate) fn go_on(&self) -> Assertion {
         let mut table = lock(&self.table);
@@ -185,7 +207,7 @@ impl Pins {
         // A group that only this one kept ends here, and is forgotten through the table.
         drop(table);
         drop(groups);
-        Assertion { link, records: pins.into_values().collect(), _guards: guards }
+        Assertion { link, records: pins.into_values().collect(), guards }
     }
 
     fn count(&self, table: &Table) -> usize {

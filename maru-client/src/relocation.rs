@@ -66,7 +66,8 @@ fn join(
     let stream = Stream::connect(&Address::Unix(path.clone()))?;
     // A server that does not know the session refuses it; one that takes any is not believed either.
     let joined = hello(&stream, *session, timeout)?;
-    if joined.instance != greeting.instance || joined.digest_key != greeting.digest_key {
+    let told = |answer: &HelloResponse| (answer.instance, answer.digest_key, answer.epoch);
+    if told(&joined) != told(greeting) {
         return Err(Stays::OtherServer(path));
     }
     Ok((path, stream))

@@ -2,10 +2,12 @@
 //!
 //! All connections of a session stand and fall together. When one is lost, the others are given up, and a new one tells
 //! the server to drop what was still under way on them. Then nothing is in doubt that can't be asked for: the server is
-//! told which pins are in use, and tells which pages it sees with this instance.
+//! told which pins are in use, and tells which pages it sees with this instance. Guards of pins that it has released are
+//! revoked.
 
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -16,7 +18,9 @@ use maru_proto::{
 
 use crate::config::{Address, Config};
 use crate::error::{Error, ProtocolError, Result};
+use crate::lease::{self, Term};
 use crate::page::PageLocation;
+use crate::pins::Assertion;
 use crate::relocation::join_on_socket;
 use crate::rpc::request::{AssertPins, GetPages, ListAllocations, ReturnAlloc};
 use crate::rpc::{Backlog, Connection, Control, Pipelined, Stream, hello};
@@ -36,6 +40,10 @@ pub(crate) struct Terms {
     address: Address,
     pub(crate) hello: HelloRequest,
     pub(crate) max_body: u32,
+    /// The number of the server's run.
+    epoch: u64,
+    /// How long an answer makes pins certain.
+    pub(crate) lease_term: Term,
 }
 
 impl Terms {
@@ -54,7 +62,14 @@ impl Terms {
         }
         request.session = greeting.session;
         let address = config.address.clone();
-        let terms = Terms { max_body: greeting.max_body.get(), hello: request, address, config };
+        let terms = Terms {
+            max_body: greeting.max_body.get(),
+            hello: request,
+            address,
+            epoch: greeting.epoch.get(),
+            lease_term: lease_term(&config, &greeting),
+            config,
+        };
         let timeout = terms.config.timeout;
         let (terms, stream) = terms.relocate(stream, &greeting, timeout)?;
         Ok((terms, stream, greeting))
@@ -78,7 +93,14 @@ impl Terms {
         let request = HelloRequest { resume: 1, ..self.hello };
         let timeout = self.config.timeout.min(HELLO_TIMEOUT);
         let greeting = hello(&stream, request, timeout)?;
-        Terms { address: address.clone(), ..self.clone() }.relocate(stream, &greeting, timeout)
+        // The server may have been restarted since, with other options.
+        let terms = Terms {
+            address: address.clone(),
+            epoch: greeting.epoch.get(),
+            lease_term: lease_term(&self.config, &greeting),
+            ..self.clone()
+        };
+        terms.relocate(stream, &greeting, timeout)
     }
 
     /// Goes on on the server's Unix socket where the server was reached by TCP and is on this host. The TCP connection ends
@@ -102,6 +124,13 @@ impl Terms {
     fn is_on_tcp(&self) -> bool {
         matches!(self.address, Address::Tcp(_))
     }
+}
+
+/// How long an answer of a server that says so makes pins certain.
+fn lease_term(config: &Config, greeting: &HelloResponse) -> Term {
+    // A session without a grace period ends with its last connection.
+    let grace_ms = if config.no_grace { 0 } else { greeting.grace_ms.get() };
+    Term::new(Duration::from_millis(grace_ms.into()))
 }
 
 /// The connections that the session runs on.
@@ -159,9 +188,13 @@ impl Link {
     }
 
     fn open_pipelined(&self) -> Result<Pipelined> {
-        let Terms { config, address, hello: request, max_body } = &self.terms;
+        let Terms { config, address, hello: request, max_body, epoch, .. } = &self.terms;
         let stream = Stream::connect(address)?;
-        hello(&stream, *request, config.timeout)?;
+        let greeting = hello(&stream, *request, config.timeout)?;
+        if greeting.epoch.get() != *epoch {
+            // It was restarted, and does not know what is pinned: the session has to go on on other connections first.
+            return Err(Error::ConnectionLost);
+        }
         Pipelined::new(stream, config.timeout, *max_body, Arc::clone(&self.backlog))
     }
 
@@ -263,26 +296,41 @@ impl Shared {
         let assertion = self.pins.go_on();
         self.own.go_on(assertion.link);
         let link = Link::new(&terms, assertion.link, stream, self.backlog(assertion.link))?;
-        self.assert_pins(&link, &assertion.records)?;
+        self.assert_pins(&link, &assertion)?;
         self.compare_pages(&link)?;
         self.publish(link);
         Ok(())
     }
 
-    /// Tells the server which pins are in use.
-    fn assert_pins(&self, link: &Link, records: &[PinsRecord]) -> Result<()> {
-        let per_frame = self.records_per_frame::<PinsRecord>();
+    /// Tells the server which pins are in use. Guards of those that it does not have are revoked.
+    fn assert_pins(&self, link: &Link, assertion: &Assertion) -> Result<()> {
+        let (records, per_frame) = (&assertion.records, self.records_per_frame::<PinsRecord>());
+        let mut sent = Duration::ZERO;
         // Also without any, so that the server releases what is left.
         let frames = records.len().div_ceil(per_frame).max(1);
         for n in 0..frames {
             let records = &records[n * per_frame..records.len().min((n + 1) * per_frame)];
+            sent = lease::now();
             let kept = link.connection.answer_to(&AssertPins { records, last: n + 1 == frames })?;
-            let lost = kept.iter().zip(records).filter(|(kept, record)| !**kept && record.guards.get() > 0);
-            for (_, record) in lost {
-                tracing::error!(digest = %record.digest, "a chunk that is being read here has lost its pin");
-            }
+            let lost = kept.iter().zip(records).filter(|(kept, _)| !**kept);
+            self.note_revoked(assertion.revoke(lost.map(|(_, record)| record)));
         }
+        self.lease.go_on(link.number, link.terms.lease_term, sent);
         Ok(())
+    }
+
+    /// The server has forgotten the session: what it had pinned may be gone.
+    pub(crate) fn end_session(&self) {
+        self.note_revoked(self.pins.end());
+        self.lease.end();
+        self.set_phase(Phase::Ended);
+    }
+
+    fn note_revoked(&self, chunks: u64) {
+        if chunks > 0 {
+            tracing::error!(chunks, "chunks that are being read here have lost their pins");
+            self.revoked.fetch_add(chunks, Ordering::Relaxed);
+        }
     }
 
     /// Compares every page of every own region, and gives back what the server gave and nobody knows of.

@@ -16,11 +16,12 @@ use crate::calls::CallTimes;
 use crate::config::Config;
 use crate::error::{Error, ProtocolError, Result};
 use crate::handler::Announcements;
+use crate::lease::Lease;
 use crate::maintenance::Bell;
 use crate::memory::{Access, LocalPool, OwnPages, Region, Regions};
 use crate::page::PageLocation;
 use crate::pins::{PinKind, Pins};
-use crate::rpc::request::{GetRegion, ListAllocations, ListPools, RequestAlloc, ReturnAlloc};
+use crate::rpc::request::{GetRegion, Heartbeat, ListAllocations, ListPools, RequestAlloc, ReturnAlloc};
 use crate::rpc::{Backlog, Request};
 use crate::session::{Link, PATIENCE, Phase, Terms};
 use crate::sync::lock;
@@ -73,6 +74,10 @@ pub(crate) struct Shared {
     pub(crate) own: Arc<OwnPages>,
     pub(crate) regions: Regions,
     pub(crate) pins: Arc<Pins>,
+    /// Until when the pins are certain.
+    pub(crate) lease: Arc<Lease>,
+    /// Chunks whose guards were revoked.
+    pub(crate) revoked: AtomicU64,
     /// Pages of which nobody knows whether they are stored, and nobody waits to learn.
     pub(crate) unsettled: Arc<Mutex<Vec<PageLocation>>>,
     pub(crate) announcements: Announcements,
@@ -111,6 +116,7 @@ struct Late {
     link: u32,
     own: Arc<OwnPages>,
     pins: Arc<Pins>,
+    lease: Arc<Lease>,
     unsettled: Arc<Mutex<Vec<PageLocation>>>,
     bell: Arc<Bell>,
 }
@@ -141,6 +147,10 @@ impl Backlog for Late {
     fn settle(&self, pages: Vec<(PageLocation, bool)>) {
         self.own.settle(pages);
     }
+
+    fn answered(&self, sent: Duration) {
+        self.lease.answered(self.link, sent);
+    }
 }
 
 impl Shared {
@@ -152,11 +162,12 @@ impl Shared {
             link: 0,
             own: Arc::default(),
             pins: Arc::default(),
+            lease: Arc::new(Lease::new(terms.lease_term)),
             unsettled: Arc::default(),
             bell: Arc::new(Bell::new()?),
         };
         let link = Link::new(&terms, 0, stream, Arc::new(late.clone()))?;
-        let Late { own, pins, unsettled, bell, .. } = late;
+        let Late { own, pins, lease, unsettled, bell, .. } = late;
         Ok(Shared {
             instance_id: terms.hello.instance_id.text().unwrap_or_default().to_owned(),
             instance: greeting.instance.get(),
@@ -171,6 +182,8 @@ impl Shared {
             own,
             regions: Regions::default(),
             pins,
+            lease,
+            revoked: AtomicU64::new(0),
             unsettled,
             announcements: Announcements::default(),
             expanding: Mutex::default(),
@@ -193,6 +206,7 @@ impl Shared {
             link,
             own: Arc::clone(&self.own),
             pins: Arc::clone(&self.pins),
+            lease: Arc::clone(&self.lease),
             unsettled: Arc::clone(&self.unsettled),
             bell: Arc::clone(&self.bell),
         })
@@ -280,6 +294,21 @@ impl Shared {
     /// Those of any request.
     pub(crate) fn ask<R: Request>(&self, request: &R) -> Result<R::Response> {
         retry!(self, link => link.connection.answer_to(request), lost => self.wait_for_next(lost))
+    }
+
+    /// Whether all pins that are not revoked were there at a time that was looked up before. Where no lease can tell, the
+    /// server is asked.
+    pub(crate) fn held_pins_at(&self, then: Duration) -> bool {
+        if self.lease.holds(then) {
+            return true;
+        }
+        if self.lease.is_momentary() {
+            // Its answer counts from now on, which is later.
+            return self.ask(&Heartbeat([])).is_ok() && self.lease.holds(then);
+        }
+        // After a sleep of the host the thread does not know how late it is.
+        self.bell.ring();
+        false
     }
 
     /// Requests that were sent and wanted an answer.

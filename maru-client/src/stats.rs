@@ -164,6 +164,8 @@ pub struct ClientStats {
     pub mapped_regions: usize,
     /// How often the session went on on new connections after one was lost.
     pub resumes: u64,
+    /// Chunks whose guards were [revoked](crate::Error::Revoked) for good, since the server had released their pins.
+    pub revoked_chunks: u64,
     /// How long the last of these times took, from when the loss was noticed.
     pub last_outage: Duration,
 }

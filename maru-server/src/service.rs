@@ -1348,6 +1348,7 @@ fn log(change: &Change, state: &State) {
             }
         }
         Change::Retired(region) => tracing::info!(region = region.0, "a region was freed"),
+        Change::Recovered => tracing::info!("nobody of before the restart is waited for any more"),
         Change::Ended(_) | Change::Stored { .. } | Change::Freed { .. } | Change::Held { .. } => {}
     }
 }

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use maru_client::{ChunkRef, Deleted, MaruHandler, Pinned, RegionMemory, Stored, StoredEach, Unpinned};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-use crate::error::exception;
+use crate::error::{MaruError, exception};
 use crate::held::Held;
 use crate::memory::{Holder, Memory, untrack};
 
 /// A chunk where it lies.
 ///
 /// ``view`` keeps the chunk pinned: as long as it, or anything made of it without copying, is alive, nobody can delete,
-/// evict or overwrite the chunk.
+/// evict or overwrite the chunk, unless this process is out of the server's reach for longer than its grace period.
 ///
 /// Attributes:
 ///     view: Its bytes; one dimension, format ``B``, read-only unless the handler was told otherwise.
@@ -35,6 +36,29 @@ impl MemoryInfo {
     #[pyo3(signature = (view, region_id=0, page_index=0))]
     fn new(view: Py<PyAny>, region_id: u32, page_index: u32) -> MemoryInfo {
         MemoryInfo { view, region_id, page_index }
+    }
+
+    /// Raises ``MaruError`` unless everything that was read of the chunk so far is what was stored.
+    ///
+    /// Call it after the bytes were used, where the server may be out of reach for longer than its grace period. It costs a
+    /// look at the clock.
+    ///
+    /// Raises:
+    ///     MaruError: The server has released the pin of the chunk, or may have: what was read of it means nothing.
+    ///     TypeError: ``view`` shows nothing that a handler has handed out.
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        let unknown = || PyTypeError::new_err("the view shows no chunk of a handler, so it can't be checked");
+        let shown = self.view.bind(py).getattr_opt("obj")?.ok_or_else(unknown)?;
+        shown.cast::<Memory>().map_err(|_| unknown())?.get().check(py)
+    }
+
+    /// Whether ``check`` fails at the moment.
+    #[getter]
+    fn revoked(&self, py: Python<'_>) -> PyResult<bool> {
+        match self.check(py) {
+            Err(error) if error.is_instance_of::<MaruError>(py) => Ok(true),
+            checked => checked.map(|()| false),
+        }
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

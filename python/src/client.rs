@@ -332,6 +332,7 @@ impl Client {
         own.set_item("mapped_regions", figures.mapped_regions)?;
         own.set_item("rpcs", figures.rpcs)?;
         own.set_item("resumes", figures.resumes)?;
+        own.set_item("revoked_chunks", figures.revoked_chunks)?;
         let mut each = Vec::new();
         let number = self.handler.instance_number();
         for region in regions.iter().filter(|region| region.owner.get() == number) {

@@ -9,7 +9,8 @@ create_exception!(
     maru,
     MaruError,
     PyRuntimeError,
-    "The server could not be asked, or said no: the connection is lost, the time is over, the session has ended."
+    "The server could not be asked, or said no: the connection is lost, the time is over, the session has ended, a chunk that \
+     was retrieved is not certain to be what it was."
 );
 
 /// The exception for an error: what the caller got wrong is a `ValueError` or `KeyError`, and so is a pool without room,

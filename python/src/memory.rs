@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use maru_client::{ChunkRef, RegionMemory};
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::PyBufferError;
+use pyo3::exceptions::{PyBufferError, PyRuntimeError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
 
+use crate::answers::value;
 use crate::held::Page;
 
 /// How often this process is the child of a fork since it has this module.
@@ -24,7 +25,7 @@ pub(crate) enum Holder {
     /// The page is this process's to write into.
     Page(Arc<Page>),
     /// The chunk is pinned.
-    Chunk(#[expect(dead_code, reason = "it is kept for what it does when it is dropped")] ChunkRef),
+    Chunk(ChunkRef),
 }
 
 /// A range of mapped memory. `memoryview` shows it, and whatever is made of that keeps it: the mapping, and the page or
@@ -69,6 +70,26 @@ impl Memory {
         match &*self.holder {
             Holder::Page(page) => Some(page),
             _ => None,
+        }
+    }
+
+    /// Checks that what was read of it is what was stored.
+    ///
+    /// # Errors
+    /// `MaruError` where the server has released the pin of the chunk, or may have; `TypeError` where it is no page's and no
+    /// chunk's memory; `RuntimeError` in the child of a fork, whose parent has the pin.
+    pub(crate) fn check(&self, py: Python<'_>) -> PyResult<()> {
+        if self.forks != forks() {
+            return Err(PyRuntimeError::new_err(
+                "what the parent of a fork has pinned, its child can't check",
+            ));
+        }
+        match &*self.holder {
+            Holder::Region(_) => {
+                Err(PyTypeError::new_err("nothing keeps this memory as it is, so it can't be checked"))
+            }
+            Holder::Page(_) => Ok(()),
+            Holder::Chunk(chunk) => value(py.detach(|| chunk.check())),
         }
     }
 

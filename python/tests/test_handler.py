@@ -74,6 +74,20 @@ def test_a_chunk_is_pinned_as_long_as_anything_shows_it(maru: MaruHandler) -> No
     assert not maru.delete("key"), "it is gone"
 
 
+def test_what_was_read_can_be_checked(maru: MaruHandler) -> None:
+    maru.store("key", data=b"chunk")
+    info = maru.retrieve("key")
+    assert bytes(info.view) == b"chunk"
+    info.check()
+    assert not info.revoked
+    handle = maru.alloc(5)
+    MemoryInfo(handle.buf[1:]).check()
+    region = maru.get_buffer_view(info.region_id, 0, 2 * CHUNK)
+    for unknown in (b"chunk", memoryview(b"chunk"), region):
+        with pytest.raises(TypeError, match="can't be checked"):
+            MemoryInfo(unknown).check()
+
+
 def test_views_outlive_the_handler(connect: Connect) -> None:
     maru, other = connect(), connect()
     maru.store("key", data=b"chunk")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -62,6 +63,41 @@ def test_a_process_ends_whatever_it_still_holds(server: Server) -> None:
     assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
 
 
+def test_a_process_that_was_stopped_while_its_server_was_restarted_is_told_that_it_lost_its_chunks(
+    server: Server, maru: MaruHandler
+) -> None:
+    maru.store("key", data=b"chunk")
+    code = """
+        from maru import MaruError
+        info = maru.retrieve("key")
+        info.check()
+        print("reads", flush=True)
+        sys.stdin.readline()
+        assert info.revoked
+        try:
+            info.check()
+        except MaruError as error:
+            assert "acquire it anew" in str(error), error
+        assert maru.retrieve("key") is None
+        maru.close()
+        assert maru.connect()
+        again = maru.retrieve("key")
+        print(bytes(again.view), again.revoked, repr(info), flush=True)
+    """
+    program = [sys.executable, "-c", PRELUDE + textwrap.dedent(code), server.url]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdin and reader.stdout
+        assert reader.stdout.readline() == "reads\n"
+        reader.send_signal(signal.SIGSTOP)
+        server.kill()
+        server.start()
+        wait_until("nobody reads it", lambda: maru.delete("key"))
+        assert maru.store("key", data=b"other")
+        reader.send_signal(signal.SIGCONT)
+        told, _ = reader.communicate("\n", timeout=60)
+    assert told.startswith("b'other' False MemoryInfo("), told
+
+
 def test_the_child_of_a_fork_leaves_the_parents_session_alone(server: Server) -> None:
     code = """
         maru.store("key", data=b"chunk")
@@ -73,6 +109,10 @@ def test_the_child_of_a_fork_leaves_the_parents_session_alone(server: Server) ->
                 maru.exists("key")
             except RuntimeError as error:
                 assert "parent" in str(error)
+                try:
+                    info.check()
+                except RuntimeError as error:
+                    assert "parent" in str(error)
                 del info, handle
                 assert maru.connect() and maru.exists("key")
                 maru.close()

@@ -59,6 +59,9 @@ pub enum Command {
     Read(Vec<String>),
     /// Check the bytes of all guards that are kept.
     CheckHeld,
+    /// Read all guards that are kept as one does where the server may be out of reach: whether each is intact, or why it is of
+    /// no use.
+    ReadHeld,
     /// Drop all guards.
     ReleaseHeld,
     /// Which of these exist.

@@ -2,8 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -26,6 +26,10 @@ struct Faults {
     left: [AtomicI64; 2],
     /// Whether it stands still that way instead of breaking.
     stand_still: [AtomicBool; 2],
+    /// Whether clients and server are cut off from each other.
+    parted: AtomicBool,
+    /// The server's ends of the connections, as long as these last.
+    servers: Mutex<Vec<Weak<TcpStream>>>,
 }
 
 /// A proxy that passes everything on as long as nobody tells it otherwise. It ends with the process.
@@ -47,19 +51,30 @@ impl Proxy {
             chop: AtomicBool::new(false),
             left: [AtomicI64::new(-1), AtomicI64::new(-1)],
             stand_still: Default::default(),
+            parted: AtomicBool::new(false),
+            servers: Mutex::default(),
         });
         let proxy = Proxy { address, faults: Arc::clone(&faults) };
         let server = server.to_owned();
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
+                if faults.is_parted() {
+                    // Whoever knocks meanwhile is not heard, also not later.
+                    faults.wait_for_heal();
+                    continue;
+                }
                 let Ok(server) = TcpStream::connect(&server) else { continue };
                 for stream in [&client, &server] {
                     let _ = stream.set_nodelay(true);
                 }
+                let ends = [client, server].map(Arc::new);
+                faults.servers().push(Arc::downgrade(&ends[1]));
+                if faults.is_parted() {
+                    let _ = ends[1].shutdown(Shutdown::Both);
+                }
                 for direction in [Direction::ToServer, Direction::ToClient] {
-                    let ends = [&client, &server].map(|end| end.try_clone().expect("a socket can be cloned"));
-                    let faults = Arc::clone(&faults);
-                    thread::spawn(move || pass_on(ends, direction, &faults));
+                    let (ends, faults) = (ends.clone(), Arc::clone(&faults));
+                    thread::spawn(move || pass_on(&ends, direction, &faults));
                 }
             }
         });
@@ -91,6 +106,20 @@ impl Proxy {
         self.faults.left.iter().for_each(|left| left.store(-1, Ordering::SeqCst));
     }
 
+    /// Cuts clients and server off from each other, until [`Proxy::heal`]. The server finds that its connections are lost, as it
+    /// does when nobody acknowledges what it sends; clients hear nothing at all.
+    pub fn part(&self) {
+        self.faults.parted.store(true, Ordering::SeqCst);
+        for server in self.faults.servers().drain(..).filter_map(|server| server.upgrade()) {
+            let _ = server.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Clients find that their connections of before are lost, and can connect anew.
+    pub fn heal(&self) {
+        self.faults.parted.store(false, Ordering::SeqCst);
+    }
+
     /// Whether no further bytes pass that way.
     pub fn is_holding(&self, direction: Direction) -> bool {
         self.faults.left[direction as usize].load(Ordering::SeqCst) == 0
@@ -108,10 +137,26 @@ impl Proxy {
     }
 }
 
-fn pass_on([client, server]: [TcpStream; 2], direction: Direction, faults: &Faults) {
+impl Faults {
+    fn is_parted(&self) -> bool {
+        self.parted.load(Ordering::SeqCst)
+    }
+
+    fn wait_for_heal(&self) {
+        while self.is_parted() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn servers(&self) -> MutexGuard<'_, Vec<Weak<TcpStream>>> {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn pass_on([client, server]: &[Arc<TcpStream>; 2], direction: Direction, faults: &Faults) {
     let (mut from, mut to) = match direction {
-        Direction::ToServer => (&client, &server),
-        Direction::ToClient => (&server, &client),
+        Direction::ToServer => (&**client, &**server),
+        Direction::ToClient => (&**server, &**client),
     };
     let mut buffer = [0; 65536];
     let mut pieces = PIECES.iter().cycle();
@@ -121,6 +166,9 @@ fn pass_on([client, server]: [TcpStream; 2], direction: Direction, faults: &Faul
             false => buffer.len(),
         };
         let Ok(read @ 1..) = from.read(&mut buffer[..most]) else { break };
+        if faults.is_parted() {
+            break;
+        }
         let left = &faults.left[direction as usize];
         let passes = match left.load(Ordering::SeqCst) {
             left if left < 0 => read,
@@ -147,7 +195,8 @@ fn pass_on([client, server]: [TcpStream; 2], direction: Direction, faults: &Faul
             left.fetch_sub(i64::try_from(read).expect("a buffer is small"), Ordering::SeqCst);
         }
     }
-    for end in [&client, &server] {
+    faults.wait_for_heal();
+    for end in [client, server] {
         let _ = end.shutdown(Shutdown::Both);
     }
 }

@@ -128,7 +128,7 @@ fn nothing_goes_before_every_reader_is_back_or_its_grace_period_over() {
 
 #[test]
 fn chunks_of_a_client_that_died_with_the_server_outlive_both() {
-    let mut server = ServerProcess::start(&[]);
+    let mut server = ServerProcess::start(&["--grace", "50ms"]);
     let mut writer = ClientProcess::connect(&server, "writer");
     writer.each(Command::Store(keys("chunk", 3), PAGE));
     server.kill();

@@ -10,6 +10,7 @@ mod timing;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use maru_proto::{
     AllocationFilter, KeyDigest, LatencyRecord, LatencyRequest, PoolRecord, RegionRecord, ReportRecord,
@@ -178,6 +179,7 @@ impl MaruHandler {
             free_pages: counts.free,
             mapped_regions: self.shared.regions.len(),
             resumes: outages.count,
+            revoked_chunks: self.shared.revoked.load(Ordering::Relaxed),
             last_outage: outages.last,
         }
     }

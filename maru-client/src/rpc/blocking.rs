@@ -20,6 +20,7 @@ use super::slots::{Recipient, RequestId, Slots, whole_frame};
 use super::stream::Stream;
 use super::{Backlog, Transport};
 use crate::error::{Error, ProtocolError, Result};
+use crate::lease;
 use crate::page::PageLocation;
 use crate::sync::lock;
 
@@ -96,11 +97,16 @@ impl Connection {
             return Err(ProtocolError::TooManyWaiting.into());
         };
         self.rpcs.fetch_add(1, Ordering::Relaxed);
+        let sent = lease::now();
         if let Err(error) = self.send(request, id) {
             lock(&self.slots).finish(id);
             return Err(error);
         }
-        self.wait(request, id, deadline)
+        let answer = self.wait(request, id, deadline);
+        if matches!(answer, Ok(_) | Err(Error::Refused { .. })) {
+            self.backlog.answered(sent);
+        }
+        answer
     }
 
     /// Sends the pins that guards gave up, and nothing else.

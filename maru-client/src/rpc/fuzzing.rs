@@ -1,5 +1,7 @@
 //! A door for the fuzzer: how answers are decoded is private, and has to hold whatever a server sends.
 
+use std::time::Duration;
+
 use maru_proto::{Frame, KeyDigest, Opcode, RegisterRecord};
 
 use super::Backlog;
@@ -78,4 +80,5 @@ impl Backlog for Nobody {
     fn doubt(&self, _: Vec<PageLocation>) {}
     fn lost(&self) {}
     fn settle(&self, _: Vec<(PageLocation, bool)>) {}
+    fn answered(&self, _: Duration) {}
 }

@@ -11,6 +11,7 @@ mod slots;
 mod stream;
 
 use std::future::Future;
+use std::time::Duration;
 
 use maru_proto::KeyDigest;
 
@@ -45,4 +46,6 @@ pub(crate) trait Backlog: Send + Sync {
     fn lost(&self);
     /// Pages of which it is known now whether they are stored.
     fn settle(&self, pages: Vec<(PageLocation, bool)>);
+    /// The server has answered a request that was sent [then](crate::lease::now).
+    fn answered(&self, sent: Duration);
 }

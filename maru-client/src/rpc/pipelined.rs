@@ -24,6 +24,7 @@ use super::slots::{Recipient, RequestId, Slots, whole_frame};
 use super::stream::Stream;
 use super::{Backlog, Transport};
 use crate::error::{Error, ProtocolError, Result};
+use crate::lease;
 use crate::page::PageLocation;
 use crate::sync::lock;
 
@@ -136,7 +137,7 @@ impl Drop for Pipelined {
 impl Transport for Pipelined {
     async fn call<R: Request + Sync>(&self, request: &R) -> Result<R::Response> {
         let wire = &*self.wire;
-        let mut call = Call { wire, request, progress: Progress::New };
+        let mut call = Call { wire, request, sent: Duration::ZERO, progress: Progress::New };
         match wire.places.acquire().await {
             Ok(place) => call.enlist(place)?,
             // What was not sent is not undone: whoever gets this error goes on on another connection.
@@ -150,6 +151,8 @@ impl Transport for Pipelined {
 struct Call<'a, R: Request> {
     wire: &'a Wire,
     request: &'a R,
+    /// When it was put into the outbox.
+    sent: Duration,
     progress: Progress,
 }
 
@@ -176,6 +179,7 @@ impl<R: Request> Call<'_, R> {
         let id = slot.ok_or(ProtocolError::TooManyWaiting)?;
         // The place is taken for as long as the server may still answer, not only as long as somebody waits.
         place.forget();
+        self.sent = lease::now();
         let mut outbox = lock(&self.wire.outbox);
         self.wire.backlog.releases(&mut |kind, digests| {
             push_releases(&mut outbox.bytes, kind, digests, self.wire.max_body);
@@ -223,8 +227,10 @@ impl<R: Request> Call<'_, R> {
         drop(slots);
         self.wire.places.add_permits(1);
         let answer = decode_answer(self.request, &whole_frame(&bytes));
-        if matches!(answer, Err(Error::Protocol(_))) {
-            self.wire.shut();
+        match answer {
+            Ok(_) | Err(Error::Refused { .. }) => self.wire.backlog.answered(self.sent),
+            Err(Error::Protocol(_)) => self.wire.shut(),
+            Err(_) => {}
         }
         self.finish(answer)
     }

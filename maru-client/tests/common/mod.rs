@@ -38,8 +38,14 @@ pub fn answer<T: IntoBytes + Immutable>(
 
 /// Says HELLO to whoever has connected.
 pub fn greet(stream: &mut (impl Read + Write), instance: u32) {
+    greet_in_run(stream, instance, 1);
+}
+
+/// Does the same as a server that was started so often.
+pub fn greet_in_run(stream: &mut (impl Read + Write), instance: u32, epoch: u64) {
     let hello = request(stream, &mut Vec::new());
     let mut response = HelloResponse::new_zeroed();
+    response.epoch = epoch.into();
     response.instance = instance.into();
     response.max_body = 4096.into();
     answer(stream, &hello, FrameStatus::Ok, &[response]);

@@ -155,8 +155,9 @@ impl Journal {
         self.tables.insert(id.0, table);
     }
 
-    /// Regions that were not restored, orphans without an entry, are no more.
+    /// Regions that were not restored, orphans without an entry, are no more, and instances are told of a grace period.
     pub(crate) fn settle(&mut self, state: &State) {
+        self.state.promise(state.promised_grace());
         self.tables.retain(|id, table| {
             let is_there = state.region(RegionId(*id)).is_some();
             if !is_there {
@@ -192,6 +193,7 @@ impl Journal {
             }
             Change::Freed { region, page } => self.table(region).free(page),
             Change::Held { region, page } => self.table(region).hold(page),
+            Change::Recovered => self.state.promise(state.promised_grace()),
         }
     }
 

@@ -1,4 +1,5 @@
-//! The file of what belongs to no region: the digest key, the numbers that are never given twice, and the instances.
+//! The file of what belongs to no region: the digest key, the numbers that are never given twice, the grace period, and the
+//! instances.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -6,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use maru_proto::{DigestKey, INSTANCE_ID_MAX, InstanceId};
 use memmap2::MmapMut;
@@ -31,7 +33,8 @@ struct Head {
     last_region: AtomicU32,
     /// No registration has a greater number, wrapping around.
     generation: AtomicU32,
-    reserved: [u8; 4],
+    /// No instance relies on a longer grace period, in milliseconds; 0 in files of before that was written down.
+    grace_ms: AtomicU32,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -157,6 +160,12 @@ impl StateFile {
         }
     }
 
+    /// Instances are told of no longer grace period than this from now on, and rely on none.
+    pub(super) fn promise(&mut self, grace: Duration) {
+        let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+        self.head().grace_ms.store(grace_ms, Ordering::Release);
+    }
+
     /// There is an instance.
     pub(super) fn open_instance(&mut self, number: InstanceNumber, name: &str, token: Token) {
         let index = self.free.pop().expect("there is a slot for each instance that the limits allow");
@@ -185,6 +194,7 @@ impl StateFile {
             last_instance: head.last_instance.load(Ordering::Acquire),
             last_region: head.last_region.load(Ordering::Acquire),
             generation: head.generation.load(Ordering::Acquire),
+            grace: Duration::from_millis(head.grace_ms.load(Ordering::Acquire).into()),
             ..Saved::default()
         };
         for index in (0..self.capacity()).rev() {

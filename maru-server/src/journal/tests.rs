@@ -272,6 +272,38 @@ fn who_says_nothing_is_waited_for_as_long_as_the_grace_period() {
     assert_eq!(server.state.next_expiry(), None);
 }
 
+/// Readers who can't be reached rely on what they were told.
+#[test]
+fn a_restart_with_a_shorter_grace_period_waits_as_long_as_those_of_before_rely_on() {
+    const SHORT: Limits = Limits { grace: Duration::from_secs(2), ..LIMITS };
+    let (mut server, owner, _) = one_entry();
+    server.journal.settle(&server.state);
+    let restart = |server: &mut Server| {
+        let (journal, saved) = Journal::open(server.folder.path(), LIMITS.max_instances, false).unwrap();
+        server.journal = journal;
+        server.state = State::restore(SHORT, &POOLS, &saved, Duration::ZERO).unwrap();
+        server.state.keep_changes();
+        server.journal.settle(&server.state);
+        saved.grace
+    };
+    // Also if that is not over when it is restarted again.
+    for _ in 0..2 {
+        assert_eq!(restart(&mut server), LIMITS.grace);
+        // One that is back for a moment, and gone again before it has said what it reads.
+        server.state.resume(owner).unwrap();
+        server.state.disconnect(owner, Duration::ZERO);
+        server.state.expire(LIMITS.grace - Duration::from_millis(1));
+        assert!(server.state.delete(digest(1)).is_err());
+    }
+    server.state.connect(owner).unwrap();
+    server.state.expire(LIMITS.grace);
+    assert_eq!(server.state.promised_grace(), SHORT.grace);
+    server.keep();
+    assert_eq!(restart(&mut server), SHORT.grace);
+    server.state.expire(SHORT.grace);
+    assert_eq!(server.state.delete(digest(1)), Ok(()));
+}
+
 /// Opens what a server has left, which must be refused.
 fn refused(folder: &Path) -> String {
     open(folder, LIMITS.max_instances, false).map(|_| ()).unwrap_err().to_string()

@@ -42,6 +42,8 @@ pub enum Change {
         /// The page.
         page: u32,
     },
+    /// Nobody of before a restart is waited for any more.
+    Recovered,
 }
 
 /// The changes that nobody has taken yet, where somebody wants them.

@@ -387,9 +387,9 @@ impl State {
 
     /// Releases the pins of the caller's on entries that it asserted none on since it was resumed.
     pub fn release_unasserted(&mut self, request: &Request) {
+        self.has_recovered(request.caller);
         let instance = self.instances.get_mut(request.caller);
         let asserted = std::mem::take(&mut instance.asserted);
-        self.recovery.done(request.caller);
         let unasserted = instance.ledger.iter().map(|(slot, _)| slot).filter(|slot| !asserted.contains(slot));
         for slot in unasserted.collect::<Vec<_>>() {
             while self.release_pin(request, slot, PinKind::Guard) {}

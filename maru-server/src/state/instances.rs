@@ -341,7 +341,7 @@ impl State {
     /// # Panics
     /// When the instance ended or has no connection.
     pub fn disconnect(&mut self, instance: InstanceNumber, now: Duration) {
-        let grace = self.limits.grace;
+        let grace = self.promised_grace();
         let left = self.instances.get_mut(instance);
         let grace_end = if left.has_no_grace { now } else { now + grace };
         left.connections = left.connections.checked_sub(1).expect("each connection ends once");
@@ -361,7 +361,7 @@ impl State {
     /// Ends the instances whose grace period ran out, and says how many: their pins are released and their regions
     /// become orphans, retired where they hold no entry.
     pub fn expire(&mut self, now: Duration) -> usize {
-        self.recovery.expire(now);
+        self.expire_recovery(now);
         let mut ended = 0;
         while let Some((_, instance)) =
             self.instances.expiries.first().copied().filter(|(end, _)| *end <= now)
@@ -394,7 +394,7 @@ impl State {
         let Some(ended) = self.instances.remove(instance) else {
             return;
         };
-        self.recovery.done(instance);
+        self.has_recovered(instance);
         self.changes.note(Change::Ended(instance));
         for (entry, pins) in ended.ledger.iter() {
             self.unpin_slot(entry, pins);

@@ -134,7 +134,7 @@ struct Kept(Saved);
 
 impl Kept {
     fn note(&mut self, change: Change, state: &State) {
-        let Saved { last_instance, last_region, generation, instances, regions } = &mut self.0;
+        let Saved { last_instance, last_region, generation, grace, instances, regions } = &mut self.0;
         match change {
             Change::Opened(number) => {
                 *last_instance = number.0;
@@ -176,6 +176,7 @@ impl Kept {
                 region.entries.retain(|entry| entry.page != page);
                 region.freed.retain(|freed| *freed != page);
             }
+            Change::Recovered => *grace = state.promised_grace(),
         }
     }
 }

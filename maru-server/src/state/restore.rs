@@ -20,6 +20,8 @@ pub struct Saved {
     pub last_region: u32,
     /// No registration had a greater number, wrapping around.
     pub generation: u32,
+    /// No instance relies on a longer grace period.
+    pub grace: Duration,
     /// The instances.
     pub instances: Vec<SavedInstance>,
     /// The regions.
@@ -98,6 +100,8 @@ pub(super) struct Recovery {
     /// Instances that have not said yet what they have pinned.
     waits_for: HashSet<InstanceNumber>,
     end: Duration,
+    /// How long it waits, which is no less than anybody relies on.
+    grace: Duration,
 }
 
 impl Recovery {
@@ -106,18 +110,18 @@ impl Recovery {
         self.waits_for.contains(&instance)
     }
 
-    /// This instance has said all, or ended.
-    pub(super) fn done(&mut self, instance: InstanceNumber) {
-        if !self.waits_for.is_empty() {
-            self.waits_for.remove(&instance);
-        }
+    /// This instance has said all, or ended; whether it was the last one waited for.
+    fn done(&mut self, instance: InstanceNumber) -> bool {
+        !self.waits_for.is_empty() && self.waits_for.remove(&instance) && self.waits_for.is_empty()
     }
 
-    /// Waits no longer than the grace period.
-    pub(super) fn expire(&mut self, now: Duration) {
-        if now >= self.end {
+    /// Waits no longer than the grace period; whether that is over now, with somebody missing.
+    fn expire(&mut self, now: Duration) -> bool {
+        let is_over = now >= self.end && !self.waits_for.is_empty();
+        if is_over {
             self.waits_for.clear();
         }
+        is_over
     }
 
     /// When it waits no longer, if it still does.
@@ -127,7 +131,8 @@ impl Recovery {
 }
 
 impl State {
-    /// The state that was saved, from now on. The grace periods of all instances begin.
+    /// The state that was saved, from now on. The grace periods of all instances begin, and are as long as those of before
+    /// where these were longer, since readers who can't be reached rely on that.
     ///
     /// # Errors
     /// [`RestoreError`].
@@ -142,7 +147,8 @@ impl State {
         if pages > u64::from(limits.max_entries) {
             return Err(RestoreError::TooManyPages { pages, limit: limits.max_entries });
         }
-        state.restore_instances(saved, now + limits.grace)?;
+        state.recovery.grace = limits.grace.max(saved.grace);
+        state.restore_instances(saved, now + state.recovery.grace)?;
         state.restore_regions(saved)?;
         state.restore_entries(saved)?;
         let orphans = state.regions.iter().filter(|region| region.owner.is_none());
@@ -157,6 +163,26 @@ impl State {
     /// deleted or evicted until each has said what it has pinned, or the grace period is over.
     pub fn is_recovering(&self) -> bool {
         self.recovery.end().is_some()
+    }
+
+    /// The longest grace period that an instance may rely on: what the limits say, and after a restart, until all of before are
+    /// back or were waited for in vain, what those of before said if that was more.
+    pub fn promised_grace(&self) -> Duration {
+        if self.is_recovering() { self.recovery.grace } else { self.limits.grace }
+    }
+
+    /// An instance is not waited for any more.
+    pub(super) fn has_recovered(&mut self, instance: InstanceNumber) {
+        if self.recovery.done(instance) {
+            self.changes.note(Change::Recovered);
+        }
+    }
+
+    /// Nobody is waited for any more if the time for that is over.
+    pub(super) fn expire_recovery(&mut self, now: Duration) {
+        if self.recovery.expire(now) {
+            self.changes.note(Change::Recovered);
+        }
     }
 
     /// Notes changes from now on, for [`State::take_changes`].

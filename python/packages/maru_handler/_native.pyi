@@ -18,7 +18,7 @@ class MemoryInfo:
     """A chunk where it lies.
 
     ``view`` keeps the chunk pinned: as long as it, or anything made of it without copying, is alive, nobody can delete,
-    evict or overwrite the chunk.
+    evict or overwrite the chunk, unless this process is out of the server's reach for longer than its grace period.
     """
 
     view: memoryview
@@ -29,6 +29,20 @@ class MemoryInfo:
     """The index of its page in the region."""
 
     def __init__(self, view: memoryview, region_id: int = 0, page_index: int = 0) -> None: ...
+    def check(self) -> None:
+        """Raises ``MaruError`` unless everything that was read of the chunk so far is what was stored.
+
+        Call it after the bytes were used, where the server may be out of reach for longer than its grace period. It
+        costs a look at the clock.
+
+        Raises:
+            MaruError: The server has released the pin of the chunk, or may have: what was read of it means nothing.
+            TypeError: ``view`` shows nothing that a handler has handed out.
+        """
+
+    @property
+    def revoked(self) -> bool:
+        """Whether ``check`` fails at the moment."""
 
 class Memory:
     """A range of mapped memory, as a buffer."""

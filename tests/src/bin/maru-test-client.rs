@@ -3,7 +3,10 @@
 use std::io::BufRead;
 use std::path::Path;
 
-use maru_client::{Config, Deleted, Error, MaruHandler, PageMut, Pinned, Prefix, StatKind, Stored, Unpinned};
+use maru_client::{
+    ChunkRef, Config, Deleted, Error, MaruHandler, PageMut, Pinned, Prefix, Revocation, StatKind, Stored,
+    Unpinned,
+};
 use maru_tests::{ClientConfig, Command, Reply, Stat, fill, is_intact};
 
 /// What the client holds between steps.
@@ -57,6 +60,7 @@ impl Client {
                 self.check_held()?;
                 Reply::Done
             }
+            Command::ReadHeld => Reply::Each(self.read_held()),
             Command::ReleaseHeld => {
                 self.held.clear();
                 Reply::Done
@@ -119,11 +123,31 @@ impl Client {
         })
     }
 
+    fn read_held(&self) -> Vec<String> {
+        let held = self.held.iter().flat_map(|(keys, prefix)| {
+            keys.iter().enumerate().filter_map(|(n, key)| Some((key, prefix.get(n)?)))
+        });
+        held.map(|(key, chunk)| read(key, &chunk).to_owned()).collect()
+    }
+
     fn check_held(&self) -> Result<(), Error> {
         for (keys, prefix) in &self.held {
             check(keys, prefix);
         }
         Ok(())
+    }
+}
+
+/// What came of a checked read; a wrong byte is nothing that a client could go on after.
+fn read(key: &str, chunk: &ChunkRef) -> &'static str {
+    match chunk.read(|bytes| is_intact(key, bytes)) {
+        Ok(intact) => {
+            assert!(intact, "wrong bytes under {key}");
+            "intact"
+        }
+        Err(Error::Revoked(Revocation::InDoubt)) => "in doubt",
+        Err(Error::Revoked(Revocation::Released)) => "released",
+        Err(error) => panic!("{error}"),
     }
 }
 
