@@ -172,7 +172,8 @@ impl Configuration {
     /// # Errors
     /// [`ServerError`].
     pub fn check(&self) -> Result<(), ServerError> {
-        crate::net::read_token(&self.options).map(drop)
+        crate::net::read_token(&self.options)?;
+        crate::net::certificate_files(&self.options).map_or(Ok(()), |files| files.load().map(drop))
     }
 }
 

@@ -23,6 +23,8 @@ pub struct ClientConfig {
     pub eager: bool,
     /// Whether a TCP address is stayed at.
     pub stay_on_tcp: bool,
+    /// The file with the authority of a server that speaks TLS.
+    pub tls_ca: Option<PathBuf>,
 }
 
 impl ClientConfig {
@@ -37,6 +39,7 @@ impl ClientConfig {
             auto_expand: true,
             eager: false,
             stay_on_tcp: false,
+            tls_ca: None,
         }
     }
 }

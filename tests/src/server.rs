@@ -72,13 +72,14 @@ impl ServerProcess {
         self.folder.path()
     }
 
-    /// Where it listens by TCP, from its log.
+    /// Where it listens by TCP, encrypted or not, from its log.
     ///
     /// # Panics
     /// When it was not started with `--listen`.
     pub fn tcp_address(&self) -> String {
         let serving = self.at_start.last().expect("there is a line that says it serves");
-        serving.split_once("tcp=").expect("started with --listen").1.trim().to_owned()
+        let address = serving.split_once("tcp=").or_else(|| serving.split_once("tls="));
+        address.expect("started with --listen").1.trim().to_owned()
     }
 
     /// Where its metrics are to be had, from its log.
@@ -119,6 +120,14 @@ impl ServerProcess {
         seen
     }
 
+    /// Descriptors that it has open.
+    ///
+    /// # Panics
+    /// When it is dead.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the server lives").count()
+    }
+
     /// Bytes of memory that it uses.
     ///
     /// # Panics
@@ -145,6 +154,14 @@ impl ServerProcess {
     /// When it is dead.
     pub fn resume(&self) {
         kill_process(Pid::from_child(&self.child), Signal::CONT).expect("the server lives");
+    }
+
+    /// Has it read again what it was started with, by SIGHUP.
+    ///
+    /// # Panics
+    /// When it is dead.
+    pub fn hang_up(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::HUP).expect("the server lives");
     }
 
     /// Kills the process at once, as SIGKILL does.
