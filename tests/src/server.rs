@@ -173,12 +173,20 @@ impl ServerProcess {
         self.child.wait().expect("the server can be waited for");
     }
 
+    /// Sends SIGTERM, and does not wait.
+    ///
+    /// # Panics
+    /// When it is dead.
+    pub fn signal_to_stop(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the server lives");
+    }
+
     /// Sends SIGTERM and waits for the end; whether the server called it a success.
     ///
     /// # Panics
     /// When it does not end.
     pub fn terminate(&mut self) -> bool {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the server lives");
+        self.signal_to_stop();
         self.wait_for_end()
     }
 

@@ -95,7 +95,8 @@ impl From<rustls::Error> for TlsError {
         use CertificateError as Certificate;
         match error {
             rustls::Error::InvalidCertificate(error) => match error {
-                Certificate::UnknownIssuer => TlsError::UnknownAuthority,
+                // A bad signature is how an authority looks that was made anew under its old name.
+                Certificate::UnknownIssuer | Certificate::BadSignature => TlsError::UnknownAuthority,
                 Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => {
                     TlsError::OtherName(error)
                 }

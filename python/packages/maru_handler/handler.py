@@ -77,6 +77,8 @@ class MaruHandler:
                     map_all=config.eager_map,
                     copy_on_write=config.shared_access == "private",
                     auth_token=token.encode() if isinstance(token, str) else token,
+                    tls_ca=config.tls_ca,
+                    tls_identity=config.tls_identity,
                 )
                 if self._on_region_added is not None:
                     self._announce(client, self._on_region_added)

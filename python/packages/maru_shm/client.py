@@ -52,6 +52,8 @@ class MaruShmClient:
                 map_all=False,
                 copy_on_write=False,
                 auth_token=None,
+                tls_ca=None,
+                tls_identity=None,
             )
         return [
             MaruPoolInfo(path, DaxType.FS_DAX, size, free, granularity)

@@ -84,7 +84,8 @@ async fn carry(mut outer: TlsStream<TcpStream>, inner: tokio::net::UnixStream) {
     }
 }
 
-/// The inner socket, borrowed, so that it can be watched while it is read and written.
+/// The inner socket, borrowed, so that it can be watched while it is read and written. However the server closes its end, what it has
+/// said goes out, and then the peer is told the end in the words of TLS.
 struct End<'a>(&'a tokio::net::UnixStream);
 
 impl AsyncRead for End<'_> {
@@ -97,6 +98,8 @@ impl AsyncRead for End<'_> {
             ready!(self.0.poll_read_ready(context))?;
             match self.0.try_read_buf(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // The server has closed its end with something unread: the end of the stream.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Poll::Ready(Ok(())),
                 read => return Poll::Ready(read.map(drop)),
             }
         }
@@ -109,6 +112,10 @@ impl AsyncWrite for End<'_> {
             ready!(self.0.poll_write_ready(context))?;
             match self.0.try_write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // The server reads no more, and what comes nevertheless is nobody's.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    return Poll::Ready(Ok(bytes.len()));
+                }
                 written => return Poll::Ready(written),
             }
         }
