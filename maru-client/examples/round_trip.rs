@@ -30,10 +30,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         MaruHandler::connect(config)
     });
     let handlers = handlers.collect::<Result<Vec<_>, Error>>()?;
-    let first = handlers.first().ok_or("name an address, such as tcp://127.0.0.1:5555")?;
     let keys = (0..BATCH as u128).map(|n| KeyDigest::from_bytes(n.to_le_bytes())).collect::<Vec<_>>();
-    let pages = (0..BATCH).map(|_| first.alloc(64)).collect::<Result<Vec<_>, _>>()?;
-    first.batch_store(&keys, pages)?;
+    for handler in &handlers {
+        // Where several addresses are of one server, all but the first find them stored.
+        let pages = (0..BATCH).map(|_| handler.alloc(64)).collect::<Result<Vec<_>, _>>()?;
+        handler.batch_store(&keys, pages)?;
+    }
 
     println!("{:40}{:>12}{:>12}{:>22}", "µs, medians of rounds", "exists", "p99", "acquire of 512 keys");
     let mut medians = vec![[(); 3].map(|()| Vec::new()); handlers.len()];

@@ -454,8 +454,15 @@ mod tests {
         let command = Options::command();
         for arg in options_of(&command) {
             let name = name_of(arg);
-            // A mount of the pool takes a size, and no folder.
-            let more: &[&str] = if name == "pool-mount" { &["--pool-size", "1MiB"] } else { &[] };
+            // A mount of the pool takes a size, and TLS an address, a certificate and its key.
+            let tls = ["--listen", "127.0.0.1:5555", "--tls-cert", "/cert.pem", "--tls-key", "/key.pem"];
+            let more: &[&str] = match name {
+                "pool-mount" => &["--pool-size", "1MiB"],
+                "tls-cert" => &[&tls[..2], &tls[4..]].concat(),
+                "tls-key" => &tls[..4],
+                "tls-client-ca" => &tls,
+                _ => &[],
+            };
             let ([one, other], variable) = (two_values(arg), variable_of(arg));
             let expect = |configuration: Result<Configuration, ConfigurationError>,
                           value: &str,
