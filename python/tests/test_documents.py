@@ -55,7 +55,7 @@ def test_the_certificates_of_the_guide_are_believed(start_server: Callable[..., 
     start_server(f"--listen=127.0.0.1:{port}", *files)
     url, ca = f"tls://localhost:{port}", tmp_path / "ca.pem"
     identity = (tmp_path / "client.pem", tmp_path / "client.key")
-    with MaruHandler(MaruConfig(server_url=url, tls_ca=ca, tls_identity=identity)) as maru:
+    with MaruHandler(MaruConfig(server_url=url, pool_size=1 << 20, tls_ca=ca, tls_identity=identity)) as maru:
         assert maru.store("key", data=b"chunk")
         assert maru.exists("key")
     assert not MaruHandler(MaruConfig(server_url=url, tls_ca=ca)).connect(), "it asks for a certificate"
