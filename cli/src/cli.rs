@@ -41,14 +41,26 @@ pub(crate) enum Command {
 /// Which server is asked.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ServerArgs {
-    /// The server: the path of its socket, unix:///path, tcp://host:port or maru://host:port [default: the socket of this
-    /// user's server, $XDG_RUNTIME_DIR/maru/maru.sock, else maru-UID/maru.sock in the folder for temporary files].
+    /// The server: the path of its socket, unix:///path, tcp://host:port, maru://host:port or tls://host:port [default: the socket
+    /// of this user's server, $XDG_RUNTIME_DIR/maru/maru.sock, else maru-UID/maru.sock in the folder for temporary files].
     #[arg(long, global = true, value_name = "PATH|URL", value_parser = address)]
     pub(crate) socket: Option<Address>,
 
     /// File whose first line is the token that a server on TCP asks for.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) auth_token_file: Option<PathBuf>,
+
+    /// File in PEM with the authorities that a server on tls:// is believed by [default: those of this host].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+
+    /// The certificate, in PEM, that is presented on tls:// to a server that asks for one.
+    #[arg(long, global = true, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The private key of that certificate, in PEM.
+    #[arg(long, global = true, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
 
     /// How long the server may take for one answer.
     #[arg(long, global = true, value_name = "TIME", default_value = "5s", value_parser = interval)]
@@ -212,6 +224,7 @@ mod tests {
             assert_eq!(socket(&arguments), unix);
         }
         assert_eq!(socket(&["--socket", "maru://h:1", "status"]), Some(Address::Tcp("h:1".to_owned())));
+        assert_eq!(socket(&["--socket", "tls://h:1", "status"]), Some(Address::Tls("h:1".to_owned())));
         let relative = std::env::current_dir().unwrap().join("maru.sock");
         assert_eq!(socket(&["--socket", "maru.sock", "status"]), Some(Address::Unix(relative)));
         assert!(parse(&["--socket", "http://h:1", "status"]).is_err());

@@ -79,6 +79,7 @@ impl CliError {
             CliError::Server(
                 Error::Connect { .. }
                 | Error::ServerNotRunning { .. }
+                | Error::TlsWanted
                 | Error::Timeout { .. }
                 | Error::ConnectionLost
                 | Error::SessionEnded,

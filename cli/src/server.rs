@@ -25,6 +25,12 @@ pub(crate) fn connect(args: &ServerArgs) -> Result<MaruHandler, CliError> {
         let text = std::fs::read_to_string(path).map_err(failed)?;
         config = config.auth_token(text.lines().next().unwrap_or_default());
     }
+    if let Some(path) = &args.tls_ca {
+        config = config.tls_ca(path);
+    }
+    if let Some((certificate, key)) = args.tls_cert.as_ref().zip(args.tls_key.as_ref()) {
+        config = config.tls_identity(certificate, key);
+    }
     Ok(MaruHandler::connect(config)?)
 }
 

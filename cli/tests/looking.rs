@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use common::{command, maru, maru_at, only};
-use maru_tests::{ClientConfig, ClientProcess, Command, ServerProcess, wait_until};
+use maru_tests::{Authority, ClientConfig, ClientProcess, Command, ServerProcess, wait_until};
 use serde_json::Value;
 
 fn keys(names: &[&str]) -> Vec<String> {
@@ -204,6 +204,28 @@ fn scripts_tell_by_the_exit_code_what_went_wrong() {
     assert_eq!(asked(&["status"]).code, 4, "without the token");
     assert_eq!(asked(&["status", "--auth-token-file", "/nowhere"]).code, 5);
     assert_eq!(asked(&["status", "--auth-token-file", token.to_str().unwrap()]).code, 0);
+}
+
+#[test]
+fn a_server_on_tls_is_asked_where_both_sides_believe_each_other() {
+    let authority = Authority::new();
+    let ca = authority.certificate();
+    let ca = ca.to_str().unwrap();
+    let options = Authority::options(&authority.sign("127.0.0.1"));
+    let options = options.iter().map(String::as_str).chain(["--tls-client-ca", ca]);
+    let server = ServerProcess::start(&options.collect::<Vec<_>>());
+    let tls = format!("tls://{}", server.tcp_address());
+    let asked = |arguments: &[&str]| maru_at(tls.as_ref(), &[&["status"], arguments].concat());
+
+    let stranger = asked(&[]);
+    assert_eq!(stranger.code, 3, "its authority is none of this host's: {}", stranger.stderr);
+    let own = authority.sign("operator");
+    let (certificate, key) = (own.certificate.to_str().unwrap(), own.key.to_str().unwrap());
+    let identity = ["--tls-cert", certificate, "--tls-key", key];
+    assert_eq!(asked(&[&["--tls-ca", ca], &identity[..]].concat()).code, 0);
+    let nobody = asked(&["--tls-ca", ca]);
+    assert!(nobody.stderr.contains("asks for a certificate of this client"), "{}", nobody.stderr);
+    assert_eq!(asked(&[&["--tls-ca", ca], &identity[..2]].concat()).code, 2, "a certificate has a key");
 }
 
 #[test]

@@ -21,24 +21,28 @@ pub enum Address {
     /// A host and port, as `host:port`. Where the server turns out to be on this host, the handler goes on on its Unix socket,
     /// unless it is told to [stay](Config::stay_on_tcp).
     Tcp(String),
+    /// The same where the server speaks TLS ([`Config::tls_ca`], [`Config::tls_identity`]).
+    Tls(String),
 }
 
 impl FromStr for Address {
     type Err = Error;
 
-    /// Reads `unix:///path`, `/path`, `tcp://host:port`, or `maru://host:port`, which is the same.
+    /// Reads `unix:///path`, `/path`, `tcp://host:port`, `maru://host:port`, which is the same, or `tls://host:port`.
     fn from_str(text: &str) -> Result<Address> {
         let path = text.strip_prefix("unix://").unwrap_or(text);
         if path.starts_with('/') {
             return Ok(Address::Unix(PathBuf::from(path)));
         }
-        let tcp = text.strip_prefix("tcp://").or_else(|| text.strip_prefix("maru://"));
-        match tcp.and_then(|address| address.rsplit_once(':').zip(Some(address))) {
+        let of_host = if text.starts_with("tls://") { Address::Tls } else { Address::Tcp };
+        let rest = ["tcp://", "maru://", "tls://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+        match rest.and_then(|address| address.rsplit_once(':').zip(Some(address))) {
             Some(((host, port), address)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                Ok(Address::Tcp(address.to_owned()))
+                Ok(of_host(address.to_owned()))
             }
             _ => Err(Error::InvalidConfig(format!(
-                "the address {text:?} is none of unix:///path, /path, tcp://host:port and maru://host:port"
+                "the address {text:?} is none of unix:///path, /path, tcp://host:port, maru://host:port and \
+                 tls://host:port"
             ))),
         }
     }
@@ -49,6 +53,7 @@ impl fmt::Display for Address {
         match self {
             Address::Unix(path) => path.display().fmt(f),
             Address::Tcp(address) => write!(f, "tcp://{address}"),
+            Address::Tls(address) => write!(f, "tls://{address}"),
         }
     }
 }
@@ -61,6 +66,15 @@ pub fn default_socket_path() -> PathBuf {
         _ => std::env::temp_dir().join(format!("maru-{}", rustix::process::geteuid().as_raw())),
     };
     folder.join("maru.sock")
+}
+
+/// Files in PEM by which both sides of TLS know each other.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TlsFiles {
+    /// Certificates of authorities that may sign the server's; those of this host where there is no file.
+    pub(crate) authorities: Option<PathBuf>,
+    /// The certificate of this client with those that lead to its authority, and its key.
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// How a handler connects, and how it gets its memory.
@@ -83,6 +97,7 @@ pub struct Config {
     pub(crate) copy_on_write: bool,
     pub(crate) timeout: Duration,
     pub(crate) auth_token: Option<Vec<u8>>,
+    pub(crate) tls: TlsFiles,
     pub(crate) stay_on_tcp: bool,
     pub(crate) no_grace: bool,
     pub(crate) device_map: DeviceMap,
@@ -103,6 +118,7 @@ impl Default for Config {
             copy_on_write: false,
             timeout: Duration::from_secs(5),
             auth_token: None,
+            tls: TlsFiles::default(),
             stay_on_tcp: false,
             no_grace: false,
             device_map: DeviceMap::default(),
@@ -189,6 +205,20 @@ impl Config {
     /// The secret that servers on TCP may ask for, at most 64 bytes. Default: none.
     pub fn auth_token(mut self, token: impl Into<Vec<u8>>) -> Config {
         self.auth_token = Some(token.into());
+        self
+    }
+
+    /// File in PEM with the certificates of the authorities that a server on `tls://` is believed by. Default: those that this host
+    /// has for all programs, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`. It is read again for each connection.
+    pub fn tls_ca(mut self, path: impl Into<PathBuf>) -> Config {
+        self.tls.authorities = Some(path.into());
+        self
+    }
+
+    /// Files in PEM with the certificate that this client presents on `tls://`, and those that lead from it to an authority; and
+    /// with its private key. Default: none. They are read again for each connection.
+    pub fn tls_identity(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Config {
+        self.tls.identity = Some((certificate.into(), key.into()));
         self
     }
 
@@ -289,7 +319,17 @@ mod tests {
         assert_eq!("unix:///run/maru.sock".parse::<Address>().unwrap(), unix("/run/maru.sock"));
         assert_eq!("tcp://node-7:5555".parse::<Address>().unwrap(), Address::Tcp("node-7:5555".to_owned()));
         assert_eq!("tcp://[::1]:5555".parse::<Address>().unwrap(), Address::Tcp("[::1]:5555".to_owned()));
-        for bad in ["", "maru.sock", "tcp://", "tcp://node", "tcp://:5555", "tcp://node:port", "http://x:1"] {
+        assert_eq!("tls://node-7:5555".parse::<Address>().unwrap(), Address::Tls("node-7:5555".to_owned()));
+        for bad in [
+            "",
+            "maru.sock",
+            "tls://node",
+            "tcp://",
+            "tcp://node",
+            "tcp://:5555",
+            "tcp://node:port",
+            "http://x:1",
+        ] {
             let error = bad.parse::<Address>().unwrap_err().to_string();
             assert!(error.contains("tcp://host:port"), "{error}");
         }
@@ -310,7 +350,7 @@ mod tests {
 
     #[test]
     fn addresses_are_shown_as_they_are_written() {
-        for text in ["/run/maru.sock", "tcp://node-7:5555"] {
+        for text in ["/run/maru.sock", "tcp://node-7:5555", "tls://node-7:5555"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
     }

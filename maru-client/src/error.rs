@@ -32,6 +32,9 @@ pub enum Error {
         /// Where it should be.
         address: String,
     },
+    /// The server speaks TLS, and was spoken to in the clear.
+    #[error("the server speaks TLS there; write tls:// in its address in place of tcp:// or maru://")]
+    TlsWanted,
     /// The system refused something that has no variant of its own.
     #[error("can't {what}: {source}")]
     Io {

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use maru_proto::{DigestKey, HelloRequest, HelloResponse, KeyDigest, SocketRecord};
 
-use crate::config::Address;
 use crate::error::{Error, Result};
 use crate::rpc::request::GetSocket;
-use crate::rpc::{Stream, exchange_first, hello};
+use crate::rpc::{Stream, connect_unix, exchange_first, hello};
 
 /// Why a session stays on TCP.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +62,7 @@ fn join(
     }
     let path = socket.path().map(|path| Path::new(OsStr::from_bytes(path)));
     let path = path.filter(|path| path.is_absolute()).ok_or(Stays::NoSocket)?.to_owned();
-    let stream = Stream::connect(&Address::Unix(path.clone()))?;
+    let stream = Stream::Unix(connect_unix(&path)?);
     // A server that does not know the session refuses it; one that takes any is not believed either.
     let joined = hello(&stream, *session, timeout)?;
     let told = |answer: &HelloResponse| (answer.instance, answer.digest_key, answer.epoch);

@@ -50,7 +50,7 @@ impl Terms {
     /// Opens the session on a first connection.
     pub(crate) fn open(config: Config) -> Result<(Terms, Stream, HelloResponse)> {
         let (name, auth) = config.identity()?;
-        let stream = Stream::connect(&config.address)?;
+        let stream = Stream::connect(&config.address, &config.tls)?;
         let mut request = HelloRequest::new(name, ConnectionKind::Data, SessionToken::NONE);
         request.auth = auth;
         if config.no_grace {
@@ -89,7 +89,7 @@ impl Terms {
     }
 
     fn resume_at(&self, address: &Address) -> Result<(Terms, Stream)> {
-        let stream = Stream::connect(address)?;
+        let stream = Stream::connect(address, &self.config.tls)?;
         let request = HelloRequest { resume: 1, ..self.hello };
         let timeout = self.config.timeout.min(HELLO_TIMEOUT);
         let greeting = hello(&stream, request, timeout)?;
@@ -122,7 +122,7 @@ impl Terms {
     }
 
     fn is_on_tcp(&self) -> bool {
-        matches!(self.address, Address::Tcp(_))
+        matches!(self.address, Address::Tcp(_) | Address::Tls(_))
     }
 }
 
@@ -153,7 +153,7 @@ impl Link {
         let connection = Connection::new(stream, timeout, max_body, Arc::clone(&backlog))?;
         let control = match &terms.address {
             Address::Unix(path) => Some(Control::new(path.clone(), terms.hello, timeout)),
-            Address::Tcp(_) => None,
+            Address::Tcp(_) | Address::Tls(_) => None,
         };
         Ok(Link {
             number,
@@ -189,7 +189,7 @@ impl Link {
 
     fn open_pipelined(&self) -> Result<Pipelined> {
         let Terms { config, address, hello: request, max_body, epoch, .. } = &self.terms;
-        let stream = Stream::connect(address)?;
+        let stream = Stream::connect(address, &config.tls)?;
         let greeting = hello(&stream, *request, config.timeout)?;
         if greeting.epoch.get() != *epoch {
             // It was restarted, and does not know what is pinned: the session has to go on on other connections first.

@@ -172,7 +172,8 @@ impl Configuration {
     /// # Errors
     /// [`ServerError`].
     pub fn check(&self) -> Result<(), ServerError> {
-        crate::net::read_token(&self.options).map(drop)
+        crate::net::read_token(&self.options)?;
+        crate::net::certificate_files(&self.options).map_or(Ok(()), |files| files.load().map(drop))
     }
 }
 
@@ -453,6 +454,14 @@ mod tests {
         let command = Options::command();
         for arg in options_of(&command) {
             let name = name_of(arg);
+            // TLS takes an address, a certificate and its key.
+            let tls = ["--listen", "127.0.0.1:5555", "--tls-cert", "/cert.pem", "--tls-key", "/key.pem"];
+            let more: &[&str] = match name {
+                "tls-cert" => &[&tls[..2], &tls[4..]].concat(),
+                "tls-key" => &tls[..4],
+                "tls-client-ca" => &tls,
+                _ => &[],
+            };
             let ([one, other], variable) = (two_values(arg), variable_of(arg));
             let expect = |configuration: Result<Configuration, ConfigurationError>,
                           value: &str,

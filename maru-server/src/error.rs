@@ -59,6 +59,14 @@ pub enum ServerError {
         /// What is wrong.
         reason: String,
     },
+    /// A file of TLS can't be used.
+    #[error("{} can't be used for TLS: {reason}", .path.display())]
+    Certificates {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The pool's folder can't be used.
     #[error("can't use {} as a pool: {source}", .path.display())]
     Pool {

@@ -52,6 +52,22 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub auth_token_file: Option<PathBuf>,
 
+    /// The server's certificate in PEM, and those that lead from it to an authority: TLS 1.3 is spoken on --listen then, and
+    /// nothing else [default: none].
+    ///
+    /// SIGHUP has it read again, with the other files of TLS.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "listen"])]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key in PEM, which is nobody else's to read [default: none].
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Authorities in PEM, one of which has to have signed the certificate that a TLS client presents then [default: none, and
+    /// clients need no certificate].
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
+
     /// A pool: a folder of memory, or a device; several are filled in their order [default: /dev/shm/maru-UID].
     ///
     /// A kind and a colon may stand before the path, which has to be of that kind then: tmpfs or hugetlbfs, folders of this

@@ -1,5 +1,6 @@
 //! The client of one instance. Whatever waits, maps or copies does so without the interpreter's lock.
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -48,7 +49,8 @@ impl Client {
     /// Connects and opens an instance.
     #[new]
     #[pyo3(signature = (address, instance_id, chunk_size, region_size, *, timeout_ms, expand_size, auto_expand, eager,
-                        prefault, map_all, copy_on_write, auth_token, report_stats))]
+                        prefault, map_all, copy_on_write, auth_token, report_stats,
+                        tls_ca, tls_identity))]
     #[expect(clippy::too_many_arguments, reason = "they are named, and one class calls this")]
     fn new(
         py: Python<'_>,
@@ -65,6 +67,8 @@ impl Client {
         copy_on_write: bool,
         auth_token: Option<Vec<u8>>,
         report_stats: bool,
+        tls_ca: Option<PathBuf>,
+        tls_identity: Option<(PathBuf, PathBuf)>,
     ) -> PyResult<Client> {
         let address = value(address.parse::<Address>())?;
         let page_size = chunk_size.next_multiple_of(PAGE_UNIT);
@@ -85,6 +89,12 @@ impl Client {
         }
         if let Some(token) = auth_token {
             config = config.auth_token(token);
+        }
+        if let Some(path) = tls_ca {
+            config = config.tls_ca(path);
+        }
+        if let Some((certificate, key)) = tls_identity {
+            config = config.tls_identity(certificate, key);
         }
         let handler = py.detach(|| {
             let handler = MaruHandler::connect(config)?;

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+import shutil
+import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from maru import MaruConfig, MaruHandler
 from support import Server
 
 ROOT = Path(__file__).parents[2]
 SOCKET = "unix:///run/maru/maru.sock"
 WITH_PYTHON = ["README.md", "docs/getting-started.md", "docs/python.md"]
+#: What the guide calls the files of a server on TLS, by option.
+CERTIFICATES = {"cert": "server.pem", "key": "server.key", "client-ca": "ca.pem"}
 #: The address of a heading in a browser.
 KEPT = re.compile(r"[^\w\- ]")
 
@@ -35,6 +41,25 @@ def test_the_documents_have_code() -> None:
 def test_a_block_runs(code: str, start_server: Callable[..., Server]) -> None:
     server = start_server("--pool-size", "1100MiB")
     exec(compile(code.replace(SOCKET, server.url), "block", "exec"), {"__name__": "block"})
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl")
+def test_the_certificates_of_the_guide_are_believed(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    guide = (ROOT / "docs/deploying.md").read_text().partition("\n## TLS\n")[2]
+    shell = "\n".join(re.findall(r"^```sh\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)).replace("\\\n", "")
+    made = [line.replace("node-7", "localhost") for line in shell.splitlines() if not line.startswith("maru")]
+    subprocess.run(["bash", "-euc", "\n".join(made)], cwd=tmp_path, check=True, capture_output=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    files = [f"--tls-{name}={tmp_path / file}" for name, file in CERTIFICATES.items()]
+    start_server(f"--listen=127.0.0.1:{port}", *files)
+    url, ca = f"tls://localhost:{port}", tmp_path / "ca.pem"
+    identity = (tmp_path / "client.pem", tmp_path / "client.key")
+    with MaruHandler(MaruConfig(server_url=url, pool_size=1 << 20, tls_ca=ca, tls_identity=identity)) as maru:
+        assert maru.store("key", data=b"chunk")
+        assert maru.exists("key")
+    assert not MaruHandler(MaruConfig(server_url=url, tls_ca=ca)).connect(), "it asks for a certificate"
+    assert not MaruHandler(MaruConfig(server_url=url, tls_identity=identity)).connect(), "nobody knows its authority"
 
 
 def headings(document: Path) -> set[str]:

@@ -25,6 +25,8 @@ pub struct ClientConfig {
     pub stay_on_tcp: bool,
     /// Whether it reports how long its calls take.
     pub report_stats: bool,
+    /// The file with the authority of a server that speaks TLS.
+    pub tls_ca: Option<PathBuf>,
 }
 
 impl ClientConfig {
@@ -40,6 +42,7 @@ impl ClientConfig {
             eager: false,
             stay_on_tcp: false,
             report_stats: false,
+            tls_ca: None,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! [`ServerProcess`] starts the `maru-server` that was built into the same folder; [`ClientProcess`] starts a
 //! `maru-test-client` and speaks [`Command`]s and [`Reply`]s to it, one line of JSON each.
 
+mod certificates;
 mod client;
 mod command;
 mod content;
@@ -13,6 +14,7 @@ mod scrape;
 mod server;
 mod sever;
 
+pub use certificates::{Authority, Certificate};
 pub use client::ClientProcess;
 pub use command::{ClientConfig, Command, Reply, Stat};
 pub use content::{fill, is_intact};

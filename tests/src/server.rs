@@ -75,13 +75,14 @@ impl ServerProcess {
         self.folder.path()
     }
 
-    /// Where it listens by TCP, from its log.
+    /// Where it listens by TCP, encrypted or not, from its log.
     ///
     /// # Panics
     /// When it was not started with `--listen`.
     pub fn tcp_address(&self) -> String {
         let serving = self.at_start.last().expect("there is a line that says it serves");
-        serving.split_once("tcp=").expect("started with --listen").1.trim().to_owned()
+        let address = serving.split_once("tcp=").or_else(|| serving.split_once("tls="));
+        address.expect("started with --listen").1.trim().to_owned()
     }
 
     /// Where its metrics are to be had, from its log.
@@ -122,6 +123,14 @@ impl ServerProcess {
         seen
     }
 
+    /// Descriptors that it has open.
+    ///
+    /// # Panics
+    /// When it is dead.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the server lives").count()
+    }
+
     /// Bytes of memory that it uses.
     ///
     /// # Panics
@@ -150,11 +159,11 @@ impl ServerProcess {
         kill_process(Pid::from_child(&self.child), Signal::CONT).expect("the server lives");
     }
 
-    /// Has it read its options again.
+    /// Has it read again what it was started with, by SIGHUP.
     ///
     /// # Panics
     /// When it is dead.
-    pub fn reload(&self) {
+    pub fn hang_up(&self) {
         kill_process(Pid::from_child(&self.child), Signal::HUP).expect("the server lives");
     }
 
@@ -167,12 +176,20 @@ impl ServerProcess {
         self.child.wait().expect("the server can be waited for");
     }
 
+    /// Sends SIGTERM, and does not wait.
+    ///
+    /// # Panics
+    /// When it is dead.
+    pub fn signal_to_stop(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the server lives");
+    }
+
     /// Sends SIGTERM and waits for the end; whether the server called it a success.
     ///
     /// # Panics
     /// When it does not end.
     pub fn terminate(&mut self) -> bool {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the server lives");
+        self.signal_to_stop();
         self.wait_for_end()
     }
 

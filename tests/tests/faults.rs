@@ -5,72 +5,91 @@ use std::time::Duration;
 
 use maru_client::{Config, Deleted, MaruHandler, Pinned, StatKind, Stored, Unpinned};
 use maru_tests::{
-    ClientConfig, ClientProcess, Command as Step, Direction, PAGE, Proxy, Reply, ServerProcess, binary,
-    connect, is_intact, stat, store, wait_until,
+    Authority, ClientConfig, ClientProcess, Command as Step, Direction, PAGE, Proxy, Reply, ServerProcess,
+    binary, connect, is_intact, stat, store, wait_until,
 };
 use pollster::block_on;
 
 fn through(proxy: &Proxy) -> MaruHandler {
-    let address = format!("tcp://{}", proxy.address()).parse().unwrap();
+    MaruHandler::connect(config_through(proxy, "tcp")).unwrap()
+}
+
+fn config_through(proxy: &Proxy, scheme: &str) -> Config {
+    let address = format!("{scheme}://{}", proxy.address()).parse().unwrap();
     // The network is what fails here.
-    let config = Config::new().address(address).stay_on_tcp(true).page_size(PAGE).region_size(1 << 20);
-    MaruHandler::connect(config).unwrap()
+    Config::new().address(address).stay_on_tcp(true).page_size(PAGE).region_size(1 << 20)
+}
+
+/// A server behind a network, and a client on the other side of it: once as they are, once with TLS between them.
+fn both_in_the_clear_and_by_tls(options: &[&str], test: impl Fn(&Proxy, &MaruHandler)) {
+    let server = ServerProcess::start(&[&["--listen", "127.0.0.1:0"], options].concat());
+    let proxy = Proxy::start(&server.tcp_address());
+    test(&proxy, &through(&proxy));
+    drop(server);
+
+    let authority = Authority::new();
+    let of_tls = Authority::options(&authority.sign("127.0.0.1"));
+    let of_tls = of_tls.iter().map(String::as_str).collect::<Vec<_>>();
+    let server = ServerProcess::start(&[&of_tls, options].concat());
+    let proxy = Proxy::start(&server.tcp_address());
+    let config = config_through(&proxy, "tls").tls_ca(authority.certificate());
+    test(&proxy, &MaruHandler::connect(config).unwrap());
 }
 
 #[test]
 fn frames_that_come_in_pieces_of_any_size_are_whole_frames() {
-    let server = ServerProcess::start(&["--listen", "127.0.0.1:0"]);
-    let proxy = Proxy::start(&server.tcp_address());
-    proxy.chop();
-    let handler = through(&proxy);
-    let keys = (0..40).map(|n| format!("chunk-{n}")).collect::<Vec<_>>();
-    for key in &keys {
-        assert_eq!(store(&handler, key).unwrap(), Stored::Stored);
-    }
-    let prefix = handler.acquire(&keys).unwrap();
-    assert_eq!(prefix.len(), 40);
-    assert!(keys.iter().zip(prefix.iter()).all(|(key, chunk)| is_intact(key, chunk)));
-    let found = block_on(handler.batch_exists_async(&keys)).unwrap();
-    assert!(found.into_iter().all(|found| found));
-    let chunks = block_on(handler.batch_retrieve_async(&keys)).unwrap();
-    assert!(keys.iter().zip(&chunks).all(|(key, chunk)| is_intact(key, chunk.as_ref().unwrap())));
-    drop((prefix, chunks));
-    wait_until("nothing is pinned", || stat(&handler, StatKind::Pins) == 0);
-    assert_eq!(handler.batch_delete(&keys).unwrap(), vec![Deleted::Deleted; 40]);
+    both_in_the_clear_and_by_tls(&[], |proxy, handler| {
+        proxy.chop();
+        let keys = (0..40).map(|n| format!("chunk-{n}")).collect::<Vec<_>>();
+        for key in &keys {
+            assert_eq!(store(handler, key).unwrap(), Stored::Stored);
+        }
+        let prefix = handler.acquire(&keys).unwrap();
+        assert_eq!(prefix.len(), 40);
+        assert!(keys.iter().zip(prefix.iter()).all(|(key, chunk)| is_intact(key, chunk)));
+        let found = block_on(handler.batch_exists_async(&keys)).unwrap();
+        assert!(found.into_iter().all(|found| found));
+        let chunks = block_on(handler.batch_retrieve_async(&keys)).unwrap();
+        assert!(keys.iter().zip(&chunks).all(|(key, chunk)| is_intact(key, chunk.as_ref().unwrap())));
+        drop((prefix, chunks));
+        wait_until("nothing is pinned", || stat(handler, StatKind::Pins) == 0);
+        assert_eq!(handler.batch_delete(&keys).unwrap(), vec![Deleted::Deleted; 40]);
+    });
 }
 
 /// Between header and body, in the middle of either, before the first byte and behind the last.
 #[test]
 fn a_connection_that_breaks_at_any_byte_loses_nothing() {
-    let server = ServerProcess::start(&["--listen", "127.0.0.1:0", "--grace", "30s"]);
-    let proxy = Proxy::start(&server.tcp_address());
-    let handler = through(&proxy);
-    // A region before the first cut, so that requests are those of chunks.
-    store(&handler, "first").unwrap();
-    for direction in [Direction::ToServer, Direction::ToClient] {
-        for bytes in (0..240).step_by(5) {
-            let key = format!("{direction:?}-{bytes}");
-            proxy.cut_after(direction, bytes);
-            assert_eq!(store(&handler, &key).unwrap(), Stored::Stored, "{key}");
-            let chunk = handler.retrieve(&key).unwrap().unwrap_or_else(|| panic!("{key} is lost"));
-            assert!(is_intact(&key, &chunk), "{key}");
-            drop(chunk);
-            assert_eq!(handler.pin_kv(&key).unwrap(), Pinned::Pinned, "{key}");
-            // One whose answer was lost is asked for a second time.
-            let unpinned = handler.unpin_kv(&key).unwrap();
-            assert!(matches!(unpinned, Unpinned::Unpinned | Unpinned::NotPinned), "{key}: {unpinned:?}");
-            wait_until("the guard's pin is released", || handler.delete(&key).unwrap() != Deleted::Pinned);
-            assert!(!handler.exists(&key).unwrap(), "{key}");
-            wait_until("it has broken", || {
-                proxy.has_cut() || handler.exists("first").is_ok_and(|_| proxy.has_cut())
-            });
+    both_in_the_clear_and_by_tls(&["--grace", "30s"], |proxy, handler| {
+        // A region before the first cut, so that requests are those of chunks.
+        store(handler, "first").unwrap();
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            for bytes in (0..240).step_by(5) {
+                let key = format!("{direction:?}-{bytes}");
+                proxy.cut_after(direction, bytes);
+                assert_eq!(store(handler, &key).unwrap(), Stored::Stored, "{key}");
+                let chunk = handler.retrieve(&key).unwrap().unwrap_or_else(|| panic!("{key} is lost"));
+                assert!(is_intact(&key, &chunk), "{key}");
+                drop(chunk);
+                assert_eq!(handler.pin_kv(&key).unwrap(), Pinned::Pinned, "{key}");
+                // One whose answer was lost is asked for a second time.
+                let unpinned = handler.unpin_kv(&key).unwrap();
+                assert!(matches!(unpinned, Unpinned::Unpinned | Unpinned::NotPinned), "{key}: {unpinned:?}");
+                wait_until("the guard's pin is released", || {
+                    handler.delete(&key).unwrap() != Deleted::Pinned
+                });
+                assert!(!handler.exists(&key).unwrap(), "{key}");
+                wait_until("it has broken", || {
+                    proxy.has_cut() || handler.exists("first").is_ok_and(|_| proxy.has_cut())
+                });
+            }
         }
-    }
-    assert!(handler.client_stats().resumes >= 90, "{:?}", handler.client_stats());
-    wait_until("no pin is left", || stat(&handler, StatKind::Pins) == 0);
-    let stats = handler.client_stats();
-    let freed = stat(&handler, StatKind::FreedPages);
-    assert_eq!(stats.pages - stats.free_pages, 1 + freed, "no page is lost: {stats:?}");
+        assert!(handler.client_stats().resumes >= 90, "{:?}", handler.client_stats());
+        wait_until("no pin is left", || stat(handler, StatKind::Pins) == 0);
+        let stats = handler.client_stats();
+        let freed = stat(handler, StatKind::FreedPages);
+        assert_eq!(stats.pages - stats.free_pages, 1 + freed, "no page is lost: {stats:?}");
+    });
 }
 
 /// The server may have been told that a pin is in use when it is given back, or be told later that it is not.

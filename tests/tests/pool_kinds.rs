@@ -262,12 +262,12 @@ fn a_pool_that_is_plugged_in_later_is_taken_on_sighup() {
 
     // What can't be taken changes nothing.
     list(&[&first, &second]);
-    server.reload();
+    server.hang_up();
     server.wait_for_log("a pool can't be taken");
     assert_eq!(writer.pools().unwrap().len(), 1);
 
     make_device(&second, 2 * MIB);
-    server.reload();
+    server.hang_up();
     server.wait_for_log("new=1");
     assert_eq!(writer.pools().unwrap().len(), 2);
     store_all(&other, &keys("second", 100));

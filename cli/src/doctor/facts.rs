@@ -89,7 +89,7 @@ fn server_facts(args: &ServerArgs) -> ServerFacts {
     let address = args.socket.clone().unwrap_or_else(|| Address::Unix(default_socket_path()));
     let socket = match &address {
         Address::Unix(path) => Some(socket(path)),
-        Address::Tcp(_) => None,
+        Address::Tcp(_) | Address::Tls(_) => None,
     };
     ServerFacts { socket, answer: ask(args), address }
 }

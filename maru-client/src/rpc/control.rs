@@ -17,8 +17,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFl
 use super::output::push_request;
 use super::request::{GetRegion, Hello, Request, RequestAlloc, decode_answer};
 use super::slots::RequestId;
-use super::stream::Stream;
-use crate::config::Address;
+use super::stream::{Stream, connect_unix};
+use super::tls::is_alert;
 use crate::error::{Error, ProtocolError, Result};
 use crate::sync::lock;
 
@@ -95,10 +95,7 @@ impl Control {
     }
 
     fn open(&self) -> Result<Arc<UnixStream>> {
-        let Stream::Unix(stream) = Stream::connect(&Address::Unix(self.path.clone()))? else {
-            unreachable!("a path is connected to as a Unix socket");
-        };
-        let stream = Arc::new(stream);
+        let stream = Arc::new(connect_unix(&self.path)?);
         {
             let mut state = lock(&self.state);
             if state.is_shut {
@@ -199,6 +196,9 @@ fn exchange<R: Request>(
                 input.resize(filled + need, 0);
                 let read = read(&mut input[filled..])?;
                 input.truncate(filled + read);
+                if is_alert(&input) {
+                    return Err(Error::TlsWanted);
+                }
             }
         }
     }

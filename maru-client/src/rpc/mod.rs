@@ -9,6 +9,7 @@ mod pipelined;
 pub(crate) mod request;
 mod slots;
 mod stream;
+mod tls;
 
 use std::future::Future;
 use std::time::Duration;
@@ -23,7 +24,7 @@ pub(crate) use blocking::Connection;
 pub(crate) use control::{Control, exchange_first, hello};
 pub(crate) use pipelined::Pipelined;
 pub(crate) use request::Request;
-pub(crate) use stream::Stream;
+pub(crate) use stream::{Stream, connect_unix};
 
 /// A way to have a request answered. The blocking connection answers at the first poll, so one piece of code serves
 /// callers that block and callers that await.

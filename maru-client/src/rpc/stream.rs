@@ -1,12 +1,14 @@
-//! A connected socket, Unix or TCP, that threads share.
+//! A connected socket, Unix, TCP or TLS on TCP, that threads share.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
-use crate::config::Address;
+use super::tls::TlsStream;
+use crate::config::{Address, TlsFiles};
 use crate::error::{Error, Result};
 
 /// How long what was sent over TCP may stay unacknowledged before the connection counts as lost.
@@ -16,11 +18,12 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 /// for a moment, looks at the socket again only after that.
 const UNANSWERED: Duration = Duration::from_secs(3);
 
-/// Either kind of socket.
+/// Any kind of socket.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
+    Tls(Box<TlsStream>),
 }
 
 impl Stream {
@@ -28,22 +31,15 @@ impl Stream {
     ///
     /// # Errors
     /// [`Error::ServerNotRunning`] where nobody listens, [`Error::Connect`] for any other reason.
-    pub(crate) fn connect(address: &Address) -> Result<Stream> {
+    pub(crate) fn connect(address: &Address, tls: &TlsFiles) -> Result<Stream> {
         let connected = match address {
-            Address::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
-            Address::Tcp(host) => connect_tcp(host).and_then(|stream| {
-                stream.set_nodelay(true)?;
-                let patience = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
-                rustix::net::sockopt::set_tcp_user_timeout(&stream, patience)?;
-                Ok(Stream::Tcp(stream))
-            }),
+            Address::Unix(path) => return connect_unix(path).map(Stream::Unix),
+            Address::Tcp(host) => connect_tcp(host).map(Stream::Tcp),
+            Address::Tls(host) => connect_tcp(host)
+                .and_then(|socket| TlsStream::connect(socket, host, tls, UNANSWERED))
+                .map(|stream| Stream::Tls(Box::new(stream))),
         };
-        connected.map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                Error::ServerNotRunning { address: address.to_string() }
-            }
-            _ => Error::Connect { address: address.to_string(), source },
-        })
+        connected.map_err(|source| unreachable_at(address, source))
     }
 
     /// Bounds how long one read and one write may take.
@@ -52,9 +48,8 @@ impl Stream {
             Stream::Unix(stream) => {
                 stream.set_read_timeout(Some(read)).and_then(|()| stream.set_write_timeout(Some(write)))
             }
-            Stream::Tcp(stream) => {
-                stream.set_read_timeout(Some(read)).and_then(|()| stream.set_write_timeout(Some(write)))
-            }
+            Stream::Tcp(stream) => set_timeouts(stream, read, write),
+            Stream::Tls(stream) => set_timeouts(stream.socket(), read, write),
         };
         set.map_err(|source| Error::Io { what: "set the timeouts of the connection", source })
     }
@@ -64,6 +59,7 @@ impl Stream {
         match self {
             Stream::Unix(stream) => stream.set_nonblocking(true),
             Stream::Tcp(stream) => stream.set_nonblocking(true),
+            Stream::Tls(stream) => stream.socket().set_nonblocking(true),
         }
     }
 
@@ -72,14 +68,16 @@ impl Stream {
         match self {
             Stream::Unix(stream) => stream.as_fd(),
             Stream::Tcp(stream) => stream.as_fd(),
+            Stream::Tls(stream) => stream.socket().as_fd(),
         }
     }
 
-    /// Writes what the socket takes, at least a byte.
+    /// Writes what the socket takes, at least a byte. After an error that says to try again, the same bytes have to come first.
     pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Stream::Unix(stream) => (&*stream).write(bytes),
             Stream::Tcp(stream) => (&*stream).write(bytes),
+            Stream::Tls(stream) => stream.write(bytes),
         }
     }
 
@@ -89,6 +87,7 @@ impl Stream {
         let _ = match self {
             Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
+            Stream::Tls(stream) => stream.shutdown(),
         };
     }
 
@@ -97,6 +96,7 @@ impl Stream {
         match self {
             Stream::Unix(stream) => (&*stream).read(buffer),
             Stream::Tcp(stream) => (&*stream).read(buffer),
+            Stream::Tls(stream) => stream.read(buffer),
         }
     }
 
@@ -105,7 +105,24 @@ impl Stream {
         match self {
             Stream::Unix(stream) => (&*stream).write_all(bytes),
             Stream::Tcp(stream) => (&*stream).write_all(bytes),
+            Stream::Tls(stream) => write_all(stream, bytes),
         }
+    }
+}
+
+/// Connects to a server's Unix socket.
+///
+/// # Errors
+/// Those of [`Stream::connect`].
+pub(crate) fn connect_unix(path: &Path) -> Result<UnixStream> {
+    UnixStream::connect(path).map_err(|source| unreachable_at(&Address::Unix(path.to_owned()), source))
+}
+
+fn unreachable_at(address: &Address, source: io::Error) -> Error {
+    let address = address.to_string();
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::ServerNotRunning { address },
+        _ => Error::Connect { address, source },
     }
 }
 
@@ -114,11 +131,32 @@ fn connect_tcp(host: &str) -> io::Result<TcpStream> {
     let mut refused = io::Error::new(io::ErrorKind::InvalidInput, "the host has no address");
     for address in host.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, UNANSWERED) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                let patience = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
+                rustix::net::sockopt::set_tcp_user_timeout(&stream, patience)?;
+                return Ok(stream);
+            }
             Err(error) => refused = error,
         }
     }
     Err(refused)
+}
+
+fn set_timeouts(stream: &TcpStream, read: Duration, write: Duration) -> io::Result<()> {
+    stream.set_read_timeout(Some(read))?;
+    stream.set_write_timeout(Some(write))
+}
+
+fn write_all(stream: &TlsStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -138,7 +176,7 @@ mod tests {
         // The kernel takes one that nobody accepts, and then leaves who comes without an answer.
         let _taken = TcpStream::connect(address).unwrap();
         let began = Instant::now();
-        let error = Stream::connect(&Address::Tcp(address.to_string())).unwrap_err();
+        let error = Stream::connect(&Address::Tcp(address.to_string()), &TlsFiles::default()).unwrap_err();
         assert!(matches!(&error, Error::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut));
         assert!(began.elapsed() < 2 * UNANSWERED, "{error}");
     }

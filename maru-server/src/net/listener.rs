@@ -4,6 +4,7 @@ use std::fs::{DirBuilder, Permissions};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, UnixListener};
-use tracing::{debug, warn};
+use tokio::sync::mpsc;
+use tracing::{debug, error, warn};
 
 use super::Shared;
 use super::admission::Admission;
@@ -20,7 +22,7 @@ use super::stream::Stream;
 use crate::error::ServerError;
 
 /// How long accepting pauses where the system has no descriptor or memory for a connection.
-const BACK_OFF: Duration = Duration::from_millis(50);
+pub(super) const BACK_OFF: Duration = Duration::from_millis(50);
 
 /// After how long without a byte a TCP peer is probed, how long it is waited for an answer, and how many may be missing.
 const PROBE_AFTER: Duration = Duration::from_secs(5);
@@ -33,6 +35,8 @@ pub(super) enum Listener {
     Unix(UnixListener),
     /// On an address.
     Tcp(TcpListener),
+    /// On an address where TLS is spoken, by threads that hand the connections over decrypted.
+    Tls(SocketAddr, mpsc::Receiver<UnixStream>),
 }
 
 impl Listener {
@@ -50,11 +54,17 @@ impl Listener {
         match self {
             Listener::Unix(_) => None,
             Listener::Tcp(listener) => listener.local_addr().ok(),
+            Listener::Tls(address, _) => Some(*address),
         }
     }
 
+    /// Whether TLS is spoken there.
+    pub(super) fn is_encrypted(&self) -> bool {
+        matches!(self, Listener::Tls(..))
+    }
+
     /// The next connection, handed over to the ring, which wants its sockets blocking.
-    async fn accept(&self) -> io::Result<Stream> {
+    async fn accept(&mut self) -> io::Result<Stream> {
         match self {
             Listener::Unix(listener) => {
                 let stream = listener.accept().await?.0.into_std()?;
@@ -64,16 +74,24 @@ impl Listener {
             Listener::Tcp(listener) => {
                 let stream = listener.accept().await?.0.into_std()?;
                 stream.set_nonblocking(false)?;
-                stream.set_nodelay(true)?;
-                notice_dead_peer(&stream)?;
+                prepare(&stream)?;
                 Ok(Stream::Tcp(tokio_uring::net::TcpStream::from_std(stream)))
             }
+            Listener::Tls(_, arrivals) => match arrivals.recv().await {
+                Some(stream) => Ok(Stream::Tls(tokio_uring::net::UnixStream::from_std(stream))),
+                None => {
+                    error!("the threads of TLS have ended, so nobody can connect by TLS; restart the server");
+                    std::future::pending().await
+                }
+            },
         }
     }
 }
 
-/// Has the kernel end a connection whose peer does not answer any more: its host is gone, or the way to it.
-fn notice_dead_peer(stream: &std::net::TcpStream) -> io::Result<()> {
+/// Has the kernel send small answers at once, and end a connection whose peer does not answer any more: its host is gone, or the way
+/// to it.
+pub(super) fn prepare(stream: &std::net::TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
     sockopt::set_tcp_keepintvl(stream, PROBE_AGAIN)?;
@@ -102,7 +120,7 @@ impl SocketFile {
             let mode = if admission.is_shared() { 0o711 } else { 0o700 };
             DirBuilder::new().recursive(true).mode(mode).create(folder).map_err(failed)?;
         }
-        match std::os::unix::net::UnixStream::connect(&path) {
+        match UnixStream::connect(&path) {
             Ok(_) => return Err(ServerError::SocketInUse(path)),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 std::fs::remove_file(&path).map_err(failed)?;
@@ -142,15 +160,12 @@ fn default_socket_path() -> PathBuf {
 
 /// Accepts for as long as the server runs. Accepting is rare and goes by readiness, outside the ring: an accept in
 /// the ring that is given up loses a connection that the kernel has already accepted.
-pub(super) async fn accept(shared: Rc<Shared>, listener: Listener) {
+pub(super) async fn accept(shared: Rc<Shared>, mut listener: Listener) {
     loop {
         match listener.accept().await {
             Ok(stream) => connection::start(&shared, stream),
+            Err(error) if is_of_peer(&error) => debug!(%error, "a connection ended before it was accepted"),
             Err(error) => match Errno::from_io_error(&error) {
-                // The peer was gone before it was accepted.
-                Some(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::PERM) => {
-                    debug!(%error, "a connection ended before it was accepted");
-                }
                 // Nothing is wrong with the listener: wait for descriptors or memory, and don't spin.
                 Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
                     warn!(%error, "can't accept connections for now");
@@ -163,4 +178,10 @@ pub(super) async fn accept(shared: Rc<Shared>, listener: Listener) {
             },
         }
     }
+}
+
+/// Whether a connection can't be accepted because its peer was gone before that.
+pub(super) fn is_of_peer(error: &io::Error) -> bool {
+    let of_peer = [Errno::CONNABORTED, Errno::INTR, Errno::PROTO, Errno::PERM];
+    Errno::from_io_error(error).is_some_and(|errno| of_peer.contains(&errno))
 }

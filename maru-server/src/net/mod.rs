@@ -11,9 +11,11 @@ mod scrape;
 mod stopwatch;
 mod stream;
 mod task;
+mod tls;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
@@ -35,6 +37,8 @@ use admission::Admission;
 use connection::Link;
 use listener::{Listener, SocketFile};
 use reactor::{Arrivals, Reactor};
+use tls::HandshakeLimits;
+pub(crate) use tls::files as certificate_files;
 
 /// Entries that the directory has room for at most, unless the operator says otherwise; for a smaller pool one for each
 /// of the smallest pages. Room costs address space; memory is used as entries come.
@@ -50,6 +54,8 @@ const PART: usize = 128;
 const PIN_TICKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(30));
 /// How often connections are looked at that may have stalled, at most.
 const STALL_TICK: Duration = Duration::from_millis(20);
+/// Handshakes of TLS that may be under way.
+const MAX_HANDSHAKES: usize = 512;
 /// How long connections may take to finish their frames once the server stops.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
@@ -152,7 +158,7 @@ async fn serve(
 
     let admission = Admission::new(&options.allow_uid, &options.allow_gid);
     let (socket, unix) = SocketFile::listen(options.socket.as_deref(), &admission)?;
-    let tcp = options.listen.map(Listener::tcp).transpose()?;
+    let (tcp, tls_threads) = options.listen.map(|address| listen(address, options)).transpose()?.unzip();
 
     let (mut service, restored) = restore(options, &folder, &mut memory, auth, socket.path())?;
     let reactor = reactor(options, &mut service)?;
@@ -186,8 +192,11 @@ async fn serve(
         tokio_uring::spawn(scrape::answer(Rc::clone(&shared), bells, restored));
         metrics::start(address, bell).map_err(system("can't serve metrics"))?;
     }
-    let address = tcp.as_ref().and_then(Listener::address).map(tracing::field::display);
-    info!(socket = %socket.path().display(), tcp = address, "serving");
+    let address = |is_encrypted| {
+        let listener = tcp.as_ref().filter(|listener| listener.is_encrypted() == is_encrypted);
+        listener.and_then(Listener::address).map(tracing::field::display)
+    };
+    info!(socket = %socket.path().display(), tcp = address(false), tls = address(true), "serving");
     if let Some((reactor, arrivals)) = reactor.zip(arrivals) {
         let shared = Rc::clone(&shared);
         tokio_uring::spawn(async move {
@@ -214,10 +223,33 @@ async fn serve(
     acceptors.iter().for_each(tokio::task::JoinHandle::abort);
     shared.service.borrow_mut().stop();
     drain(&shared).await;
+    if let Some(threads) = tls_threads.flatten() {
+        // What they carry they close on their own time, while this thread closes its ends.
+        let _ = tokio::task::spawn_blocking(|| threads.join()).await;
+    }
     let chunks = shared.service.borrow().state().figures(shared.now()).entries;
     let journal = folder.path().display();
     info!(%journal, chunks, "stopped; the pools keep their chunks for the next start, and folders their memory until they are removed");
     Ok(())
+}
+
+/// Listens for clients of other hosts, by TLS where there is a certificate.
+fn listen(address: SocketAddr, options: &Options) -> Result<(Listener, Option<tls::Threads>), ServerError> {
+    let Some(files) = tls::files(options) else {
+        if !address.ip().is_loopback() {
+            warn!(
+                %address,
+                "the token and all else travel in the clear; --tls-cert and --tls-key have TLS spoken instead"
+            );
+        }
+        return Ok((Listener::tcp(address)?, None));
+    };
+    let limits = HandshakeLimits {
+        deadline: options.hello_deadline,
+        at_once: options.max_connections.clamp(1, MAX_HANDSHAKES),
+    };
+    let (address, arrivals, threads) = tls::start(address, files, limits)?;
+    Ok((Listener::Tls(address, arrivals), Some(threads)))
 }
 
 /// The fast driver, unless the plain one is asked for or all that this kernel can do.

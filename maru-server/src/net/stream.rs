@@ -1,4 +1,4 @@
-//! A connected socket in the ring, Unix or TCP.
+//! A connected socket in the ring: Unix, TCP, or the end at which TLS comes decrypted.
 
 use std::io;
 use std::net::Shutdown;
@@ -9,12 +9,14 @@ use tokio_uring::net::{TcpStream, UnixStream};
 
 use crate::service::Transport;
 
-/// Either kind of stream.
+/// Any kind of stream.
 pub(super) enum Stream {
     /// A Unix socket.
     Unix(UnixStream),
     /// A TCP connection.
     Tcp(TcpStream),
+    /// A TCP connection whose bytes another thread carries, encrypted outside and plain on this socket.
+    Tls(UnixStream),
 }
 
 impl Stream {
@@ -22,14 +24,14 @@ impl Stream {
     pub(super) const fn transport(&self) -> Transport {
         match self {
             Stream::Unix(_) => Transport::Unix,
-            Stream::Tcp(_) => Transport::Tcp,
+            Stream::Tcp(_) | Stream::Tls(_) => Transport::Tcp,
         }
     }
 
     /// Reads what is there, at least one byte; 0 at the end of the stream.
     pub(super) async fn read<B: BoundedBufMut>(&self, buffer: B) -> (io::Result<usize>, B) {
         match self {
-            Stream::Unix(stream) => stream.read(buffer).await,
+            Stream::Unix(stream) | Stream::Tls(stream) => stream.read(buffer).await,
             Stream::Tcp(stream) => stream.read(buffer).await,
         }
     }
@@ -37,7 +39,7 @@ impl Stream {
     /// Writes the whole buffer.
     pub(super) async fn write_all<B: BoundedBuf>(&self, buffer: B) -> (io::Result<()>, B) {
         match self {
-            Stream::Unix(stream) => stream.write_all(buffer).await,
+            Stream::Unix(stream) | Stream::Tls(stream) => stream.write_all(buffer).await,
             Stream::Tcp(stream) => stream.write_all(buffer).await,
         }
     }
@@ -46,7 +48,7 @@ impl Stream {
     pub(super) fn shutdown(&self, how: Shutdown) {
         // An error says that the peer was faster.
         let _ = match self {
-            Stream::Unix(stream) => stream.shutdown(how),
+            Stream::Unix(stream) | Stream::Tls(stream) => stream.shutdown(how),
             Stream::Tcp(stream) => stream.shutdown(how),
         };
     }
@@ -54,7 +56,7 @@ impl Stream {
     /// The descriptor, for as long as the stream is borrowed.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         let fd = match self {
-            Stream::Unix(stream) => stream.as_raw_fd(),
+            Stream::Unix(stream) | Stream::Tls(stream) => stream.as_raw_fd(),
             Stream::Tcp(stream) => stream.as_raw_fd(),
         };
         // SAFETY: the stream keeps the descriptor open, and the borrow does not outlive the stream.

@@ -28,8 +28,8 @@ class MaruConfig:
     """How a :class:`maru.MaruHandler` connects, and how it gets its memory.
 
     Attributes:
-        server_url: Where the server listens: ``unix:///path``, ``tcp://host:port`` or ``maru://host:port``. A client on
-            the server's host moves from TCP onto the Unix socket by itself.
+        server_url: Where the server listens: ``unix:///path``, ``tcp://host:port``, ``maru://host:port`` or
+            ``tls://host:port``. A client on the server's host moves from TCP onto the Unix socket by itself.
         instance_id: The instance's name, for people: 1 to 128 bytes. ``None`` becomes a random UUID.
         pool_size: Bytes of the first region, which the server gives to this instance alone at ``connect()``.
         chunk_size_bytes: Bytes of the largest chunk. Each chunk takes a whole page of that size, rounded up to 4096.
@@ -42,6 +42,10 @@ class MaruConfig:
         shared_access: How chunks are seen: ``"read-only"``, or ``"private"`` for consumers that refuse memory which
             they can't write. What is written into another instance's chunk then stays in this process.
         auth_token: The secret that servers on TCP may ask for, at most 64 bytes.
+        tls_ca: File in PEM with the authorities that a server on ``tls://`` is believed by; ``None`` for those of this
+            host.
+        tls_identity: Files in PEM with the certificate and the private key of this client, for servers on ``tls://``
+            that ask for one.
         use_async_rpc, max_inflight: Taken for compatibility. All calls of a handler share its connections, any number
             of them at a time.
         rm_address: Taken for compatibility. There is no resource manager: the server hands out memory itself.
@@ -67,6 +71,8 @@ class MaruConfig:
     enable_stats: bool = False
     shared_access: Literal["read-only", "private"] = "read-only"
     auth_token: str | bytes | None = None
+    tls_ca: str | os.PathLike[str] | None = None
+    tls_identity: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None
 
     def __post_init__(self) -> None:
         if self.instance_id is None:

@@ -1,11 +1,13 @@
 """The native client. Its users are the packages here; what it hands out is shaped for them, not for people."""
 
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 __version__: str
 
 _Key = str | bytes
+_Path = str | os.PathLike[str]
 #: A view of a page, its region, its index.
 _PageView = tuple[memoryview, int, int]
 #: A region, an index, a length, and the memory of the page where it is known.
@@ -68,6 +70,8 @@ class Client:
         copy_on_write: bool,
         auth_token: bytes | None,
         report_stats: bool,
+        tls_ca: _Path | None,
+        tls_identity: tuple[_Path, _Path] | None,
     ) -> None: ...
     def close(self) -> None: ...
     def alloc(self, size: int) -> _PageView: ...

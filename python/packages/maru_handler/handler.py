@@ -78,6 +78,8 @@ class MaruHandler:
                     copy_on_write=config.shared_access == "private",
                     auth_token=token.encode() if isinstance(token, str) else token,
                     report_stats=config.enable_stats,
+                    tls_ca=config.tls_ca,
+                    tls_identity=config.tls_identity,
                 )
                 if self._on_region_added is not None:
                     self._announce(client, self._on_region_added)

@@ -53,6 +53,8 @@ class MaruShmClient:
                 copy_on_write=False,
                 auth_token=None,
                 report_stats=False,
+                tls_ca=None,
+                tls_identity=None,
             )
         return [
             MaruPoolInfo(path, DaxType.FS_DAX, size, free, granularity)

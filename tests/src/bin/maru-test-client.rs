@@ -170,6 +170,9 @@ fn connect(config: &ClientConfig) -> Result<MaruHandler, Error> {
     if !config.address.is_empty() {
         handler = handler.address(config.address.parse()?);
     }
+    if let Some(path) = &config.tls_ca {
+        handler = handler.tls_ca(path);
+    }
     if let Some(size) = config.expand_size {
         handler = handler.expand_size(size);
     }
