@@ -315,7 +315,9 @@ impl Shared {
             Some(described) => described?,
             None => {
                 let record = link.connection.answer_to(&request)?;
-                let file = self.open_by_path(&record, true)?;
+                // Of no use without its memory, which another host may not have.
+                let file = self.open_by_path(&record, true);
+                let file = file.inspect_err(|_| self.return_region(record.region_id.get()))?;
                 (record, file)
             }
         };
