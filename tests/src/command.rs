@@ -1,6 +1,7 @@
 //! What a test tells a client process to do, and what it answers.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,10 @@ pub struct ClientConfig {
     pub eager: bool,
     /// Whether a TCP address is stayed at.
     pub stay_on_tcp: bool,
+    /// What is presented to a server on TCP.
+    pub auth_token: String,
+    /// How long a request may take.
+    pub timeout: Duration,
 }
 
 impl ClientConfig {
@@ -37,6 +42,8 @@ impl ClientConfig {
             auto_expand: true,
             eager: false,
             stay_on_tcp: false,
+            auth_token: String::new(),
+            timeout: Duration::from_secs(5),
         }
     }
 }
@@ -101,6 +108,8 @@ pub struct Stat {
     pub pins: u64,
     /// Instances.
     pub instances: u64,
+    /// Connections.
+    pub connections: u64,
     /// Bytes of the pools in no region.
     pub pool_free_bytes: u64,
 }

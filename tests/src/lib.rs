@@ -1,9 +1,11 @@
 //! The harness of the tests across processes: a real server, and real clients that do what they are told.
 //!
 //! [`ServerProcess`] starts the `maru-server` that was built into the same folder; [`ClientProcess`] starts a
-//! `maru-test-client` and speaks [`Command`]s and [`Reply`]s to it, one line of JSON each.
+//! `maru-test-client` and speaks [`Command`]s and [`Reply`]s to it, one line of JSON each. A [`Cluster`] has them on hosts of
+//! their own.
 
 mod client;
+mod cluster;
 mod command;
 mod content;
 mod handler;
@@ -13,6 +15,7 @@ mod server;
 mod sever;
 
 pub use client::ClientProcess;
+pub use cluster::Cluster;
 pub use command::{ClientConfig, Command, Reply, Stat};
 pub use content::{fill, is_intact};
 pub use handler::{PAGE, config, connect, stat, store};

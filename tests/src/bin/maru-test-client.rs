@@ -105,6 +105,7 @@ impl Client {
                     pinned_entries: stats.get(StatKind::PinnedEntries),
                     pins: stats.get(StatKind::Pins),
                     instances: stats.get(StatKind::Instances),
+                    connections: stats.get(StatKind::Connections),
                     pool_free_bytes: stats.get(StatKind::PoolFreeBytes),
                 })
             }
@@ -141,7 +142,9 @@ fn connect(config: &ClientConfig) -> Result<MaruHandler, Error> {
         .region_size(config.region_size)
         .auto_expand(config.auto_expand)
         .eager(config.eager)
-        .stay_on_tcp(config.stay_on_tcp);
+        .stay_on_tcp(config.stay_on_tcp)
+        .auth_token(config.auth_token.as_str())
+        .timeout(config.timeout);
     if !config.address.is_empty() {
         handler = handler.address(config.address.parse()?);
     }
