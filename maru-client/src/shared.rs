@@ -314,7 +314,13 @@ impl Shared {
         let (record, file) = match link.by_control(|control| control.request_alloc(&request)) {
             Some(described) => described?,
             None => {
-                let record = link.connection.answer_to(&request)?;
+                let asked = link.connection.answer_to(&request).inspect_err(|error| {
+                    // Whether there is a region that nobody knows of is found out as the session goes on.
+                    if matches!(error, Error::Timeout { .. }) {
+                        link.shut();
+                    }
+                });
+                let record = asked?;
                 // Of no use without its memory, which another host may not have.
                 let file = self.open_by_path(&record, true);
                 let file = file.inspect_err(|_| self.return_region(record.region_id.get()))?;
