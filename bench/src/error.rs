@@ -135,6 +135,9 @@ pub(crate) enum BenchError {
         /// What.
         what: String,
     },
+    /// There are no hosts of the run's own, or they do not do what they are told.
+    #[error(transparent)]
+    Hosts(#[from] maru_hosts::HostsError),
     /// Somebody pressed Ctrl-C.
     #[error("interrupted")]
     Interrupted,

@@ -35,12 +35,9 @@ use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // That connections are lost is no news where the server is killed.
-    let level = if matches!(&cli.command, Command::TortureClient(args) if args.server_dies) {
-        "error"
-    } else {
-        "warn"
-    };
+    // That connections are lost is no news where there are outages.
+    let level =
+        if matches!(&cli.command, Command::TortureClient(args) if args.outages) { "error" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

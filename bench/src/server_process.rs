@@ -11,6 +11,7 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use maru_hosts::Host;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::error::BenchError;
@@ -41,6 +42,8 @@ pub(crate) struct ServerOptions<'a> {
     pub(crate) max_entries: u64,
     /// Further options, as on its command line.
     pub(crate) arguments: &'a [String],
+    /// Where it runs, if that is not this host.
+    pub(crate) host: Option<&'a Host>,
 }
 
 /// A running server; killed when dropped.
@@ -62,7 +65,11 @@ impl ServerProcess {
         let binary = find_or_build()?;
         let mut pool = options.pool_dir.as_os_str().to_owned();
         pool.push(if options.mount { ",mount" } else { "" });
-        let mut child = Command::new(&binary)
+        let mut command = Command::new(&binary);
+        if let Some(host) = options.host {
+            host.place(&mut command);
+        }
+        let mut child = command
             .arg("--socket")
             .arg(options.socket)
             .arg("--pool")

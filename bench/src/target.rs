@@ -59,6 +59,7 @@ impl Target {
                 pool_size: needs.pool_size,
                 max_entries: needs.max_entries,
                 arguments: &args.server_options(),
+                host: None,
             })
         })?;
         Ok(Target { socket, own: Some(process), pool: Some(pool), _run: Some(run) })

@@ -7,6 +7,7 @@ use std::fs;
 use std::process::{Command, Output, Stdio};
 
 use common::Folders;
+use maru_hosts::Network;
 use maru_tests::wait_until;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -54,7 +55,9 @@ fn clients_that_are_killed_break_no_promise() {
     assert!(output.status.success(), "{}: {json}", stderr(&output));
     let json = serde_json::from_str::<Value>(&json).unwrap();
 
-    for promise in ["wrong_bytes", "leaked_pins", "leaked_pages", "lost_acknowledged", "server_kills"] {
+    for promise in
+        ["wrong_bytes", "leaked_pins", "leaked_pages", "lost_acknowledged", "server_kills", "link_flaps"]
+    {
         assert_eq!(json[promise], 0, "{promise}");
     }
     assert_eq!(json["seed"], 5);
@@ -95,6 +98,32 @@ fn a_server_that_is_killed_loses_nothing_that_it_acknowledged() {
     assert!(json["client_kills"].as_u64().unwrap() >= 10, "{json}");
     assert!(json["resume"]["count"].as_u64().unwrap() > json["server_kills"].as_u64().unwrap(), "{json}");
     assert!(json["outcomes"]["store"]["stored"].as_u64().unwrap() > 100, "{json}");
+    assert!(folders.pool_is_empty());
+}
+
+#[test]
+fn hosts_whose_cables_are_pulled_break_no_promise() {
+    if let Err(error) = Network::new() {
+        eprintln!("skipped: {error}");
+        return;
+    }
+    let folders = Folders::new();
+    let roomy = ["--keys", "256", "--pool-size", "128MiB"];
+    let hosts = ["--hosts", "2", "--flap-link", "500ms", "--kill-server", "1s", "--grace", "10s"];
+    let arguments = ["--duration", "6s", "--processes", "4", "--json", "result.json"];
+    let output = folders.torture(&[&roomy[..], &hosts, &arguments].concat()).output().unwrap();
+    let json = fs::read_to_string(folders.files.path().join("result.json")).unwrap();
+    assert!(output.status.success(), "{}: {json}", stderr(&output));
+    let json = serde_json::from_str::<Value>(&json).unwrap();
+    for promise in ["wrong_bytes", "leaked_pins", "leaked_pages", "lost_acknowledged", "evictions"] {
+        assert_eq!(json[promise], 0, "{promise}");
+    }
+    for happened in ["link_flaps", "server_kills", "client_kills"] {
+        assert!(json[happened].as_u64().unwrap() > 2, "{happened} in {json}");
+    }
+    assert!(json["resume"]["count"].as_u64().unwrap() > json["server_kills"].as_u64().unwrap(), "{json}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.starts_with("torture by 4 client processes on 2 hosts, "), "{table}");
     assert!(folders.pool_is_empty());
 }
 

@@ -359,8 +359,16 @@ impl Shared {
         let (record, file) = match link.by_control(|control| control.request_alloc(&any_pool)) {
             Some(described) => described?,
             None => {
-                let record = self.alloc_where_pools_are(link, request)?;
-                let file = self.local_pool(&record)?.open(&record, true)?;
+                let asked = self.alloc_where_pools_are(link, request).inspect_err(|error| {
+                    // Whether there is a region that nobody knows of is found out as the session goes on.
+                    if matches!(error, Error::Timeout { .. }) {
+                        link.shut();
+                    }
+                });
+                let record = asked?;
+                // Of no use without its memory.
+                let file = self.local_pool(&record).and_then(|pool| pool.open(&record, true));
+                let file = file.inspect_err(|_| self.return_region(record.region_id.get()))?;
                 (record, file)
             }
         };

@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
+use maru_hosts::Host;
+
 use crate::{ClientConfig, Command, Reply, ServerProcess, Stat, binary};
 
 /// A running client, killed at the end.
@@ -20,6 +22,16 @@ impl ClientProcess {
     /// When it does not start.
     pub fn start() -> ClientProcess {
         ClientProcess::start_by(std::process::Command::new(binary("maru-test-client")))
+    }
+
+    /// Starts a client on a host; not connected.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_on(host: &Host) -> ClientProcess {
+        let mut command = std::process::Command::new(binary("maru-test-client"));
+        host.place(&mut command);
+        ClientProcess::start_by(command)
     }
 
     /// Starts a client by a command that may have an environment of its own.

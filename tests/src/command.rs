@@ -1,6 +1,7 @@
 //! What a test tells a client process to do, and what it answers.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,10 @@ pub struct ClientConfig {
     pub report_stats: bool,
     /// The file with the authority of a server that speaks TLS.
     pub tls_ca: Option<PathBuf>,
+    /// What is presented to a server on TCP.
+    pub auth_token: String,
+    /// How long a request may take.
+    pub timeout: Duration,
 }
 
 impl ClientConfig {
@@ -43,6 +48,8 @@ impl ClientConfig {
             stay_on_tcp: false,
             report_stats: false,
             tls_ca: None,
+            auth_token: String::new(),
+            timeout: Duration::from_secs(5),
         }
     }
 }
@@ -110,6 +117,8 @@ pub struct Stat {
     pub pins: u64,
     /// Instances.
     pub instances: u64,
+    /// Connections.
+    pub connections: u64,
     /// Bytes of the pools in no region.
     pub pool_free_bytes: u64,
 }

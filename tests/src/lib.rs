@@ -1,10 +1,12 @@
 //! The harness of the tests across processes: a real server, and real clients that do what they are told.
 //!
 //! [`ServerProcess`] starts the `maru-server` that was built into the same folder; [`ClientProcess`] starts a
-//! `maru-test-client` and speaks [`Command`]s and [`Reply`]s to it, one line of JSON each.
+//! `maru-test-client` and speaks [`Command`]s and [`Reply`]s to it, one line of JSON each. A [`Cluster`] has them on hosts of
+//! their own.
 
 mod certificates;
 mod client;
+mod cluster;
 mod command;
 mod content;
 mod device;
@@ -16,6 +18,7 @@ mod sever;
 
 pub use certificates::{Authority, Certificate};
 pub use client::ClientProcess;
+pub use cluster::Cluster;
 pub use command::{ClientConfig, Command, Reply, Stat};
 pub use content::{fill, is_intact};
 pub use device::make_device;

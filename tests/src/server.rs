@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Instant;
 
+use maru_hosts::Host;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -17,6 +18,8 @@ pub struct ServerProcess {
     child: Child,
     log: mpsc::Receiver<String>,
     at_start: Vec<String>,
+    /// Where it runs, if that is not the test's own host.
+    host: Option<Host>,
     folder: TempDir,
 }
 
@@ -34,8 +37,20 @@ impl ServerProcess {
     /// # Panics
     /// When it does not serve.
     pub fn start_in(folder: TempDir, options: &[&str]) -> ServerProcess {
-        let (child, log) = spawn(folder.path(), options);
-        let mut server = ServerProcess { child, log, at_start: Vec::new(), folder };
+        ServerProcess::start_with(None, folder, options)
+    }
+
+    /// The same on a host that has the folder.
+    ///
+    /// # Panics
+    /// When it does not serve.
+    pub fn start_on(host: &Host, folder: TempDir, options: &[&str]) -> ServerProcess {
+        ServerProcess::start_with(Some(host.clone()), folder, options)
+    }
+
+    fn start_with(host: Option<Host>, folder: TempDir, options: &[&str]) -> ServerProcess {
+        let (child, log) = spawn(host.as_ref(), folder.path(), options);
+        let mut server = ServerProcess { child, log, at_start: Vec::new(), host, folder };
         server.at_start = server.wait_for_log("serving");
         server
     }
@@ -45,7 +60,7 @@ impl ServerProcess {
     /// # Panics
     /// When it does not.
     pub fn restart(&mut self, options: &[&str]) {
-        (self.child, self.log) = spawn(self.folder.path(), options);
+        (self.child, self.log) = spawn(self.host.as_ref(), self.folder.path(), options);
         self.at_start = self.wait_for_log("serving");
     }
 
@@ -207,8 +222,11 @@ impl ServerProcess {
     }
 }
 
-fn spawn(folder: &Path, options: &[&str]) -> (Child, mpsc::Receiver<String>) {
+fn spawn(host: Option<&Host>, folder: &Path, options: &[&str]) -> (Child, mpsc::Receiver<String>) {
     let mut command = ServerProcess::command(folder, options);
+    if let Some(host) = host {
+        host.place(&mut command);
+    }
     let mut child = command.stderr(Stdio::piped()).spawn().expect("the server starts");
     let stderr = BufReader::new(child.stderr.take().expect("stderr is a pipe"));
     let (lines, log) = mpsc::channel();

@@ -304,3 +304,20 @@ fn connections_that_break_all_the_time_leave_nothing_behind() {
     wait_until("no pin is left", || stat(&handler, StatKind::Pins) == 0);
     assert_all_pages_are_there(&handler);
 }
+
+/// Over TCP it is asked for on the connection of everybody, who wait no longer than they would for anything else.
+#[test]
+fn a_region_that_came_too_late_over_tcp_is_given_back() {
+    let server = ServerProcess::start(&["--listen", "127.0.0.1:0"]);
+    let address = format!("tcp://{}", server.tcp_address()).parse().unwrap();
+    let config = config(&server).address(address).stay_on_tcp(true).timeout(Duration::from_millis(200));
+    let (handler, observer) = (MaruHandler::connect(config).unwrap(), connect(&server));
+    server.pause();
+    let error = store(&handler, "chunk").unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    server.resume();
+    wait_until("it goes on", || store(&handler, "chunk").is_ok());
+    wait_until("there is no region that the handler does not know", || {
+        stat(&observer, StatKind::Regions) == 1 && handler.client_stats().own_regions == 1
+    });
+}

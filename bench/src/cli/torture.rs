@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
+use maru_client::Address;
 
 use super::chunk_size;
 use super::measure::Driver;
@@ -14,6 +15,8 @@ use crate::torture::PRIVATE;
 const POOL_MIN: u64 = 16 << 20;
 /// How many times as large as all chunks a pool is in which nothing has to go.
 const ROOMY: u64 = 4;
+/// The longest time for which a cable is out.
+const FLAP_MAX: Duration = Duration::from_millis(500);
 
 /// Torture a server: client processes do everything at random in a pool that is far too small, and get killed.
 ///
@@ -55,6 +58,20 @@ pub(crate) struct TortureArgs {
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) kill_server: Option<Duration>,
 
+    /// Run the server and the client processes on so many hosts of their own, which takes root [default: all on this one].
+    ///
+    /// A host is a network namespace. The server and every Nth client are on the first; the clients of others reach it over the
+    /// network, and have the pool's folder as if it were a file system of all hosts.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=16))]
+    pub(crate) hosts: Option<u8>,
+
+    /// How often the cable of a host, any of them, is pulled for a moment [default: never].
+    ///
+    /// It is out for at most half a second, or an eighth of the grace period. The server closes connections that are silent for half
+    /// of that, so that some are lost and others are not.
+    #[arg(long, value_name = "TIME", requires = "hosts", value_parser = humantime::parse_duration)]
+    pub(crate) flap_link: Option<Duration>,
+
     /// How long the server lets an instance without a connection keep its pins and its regions.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     pub(crate) grace: Duration,
@@ -79,6 +96,16 @@ impl TortureArgs {
         self.pool_size.map_or(default, |size| size.as_u64())
     }
 
+    /// Whether clients may be without the server for a while.
+    pub(crate) fn has_outages(&self) -> bool {
+        self.kill_server.is_some() || self.flap_link.is_some()
+    }
+
+    /// The longest time for which a cable is out: what it takes to go on comes on top, and has to fit into the grace period.
+    pub(crate) fn flap_max(&self) -> Duration {
+        FLAP_MAX.min(self.grace / 8)
+    }
+
     /// Whether the pool is so small that entries may have to go. Regions are emptied in no order, so that much of a pool may
     /// be in regions of the dead.
     pub(crate) fn may_evict(&self) -> bool {
@@ -89,6 +116,10 @@ impl TortureArgs {
     /// Further options of the server.
     pub(crate) fn server_options(&self) -> Vec<String> {
         let mut options = vec!["--grace".to_owned(), humantime::format_duration(self.grace).to_string()];
+        if self.flap_link.is_some() {
+            let patience = humantime::format_duration(self.flap_max() / 2);
+            options.extend(["--idle-timeout".to_owned(), patience.to_string()]);
+        }
         if let Some(driver) = self.driver {
             let name = driver.to_possible_value().expect("no driver is hidden").get_name().to_owned();
             options.extend(["--driver".to_owned(), name]);
@@ -100,9 +131,9 @@ impl TortureArgs {
 /// One client process of a torture; started by it, not by people.
 #[derive(Debug, Args)]
 pub(crate) struct TortureClientArgs {
-    /// The server's socket.
+    /// Where the server is.
     #[arg(long)]
-    pub(crate) socket: PathBuf,
+    pub(crate) address: Address,
 
     /// The name of the instance.
     #[arg(long)]
@@ -124,9 +155,9 @@ pub(crate) struct TortureClientArgs {
     #[arg(long)]
     pub(crate) seed: u64,
 
-    /// Whether the server may be killed at any time.
+    /// Whether the server may be killed, or be out of reach, at any time.
     #[arg(long)]
-    pub(crate) server_dies: bool,
+    pub(crate) outages: bool,
 
     /// Whether the pool is so small that entries may have to go.
     #[arg(long)]
@@ -152,6 +183,16 @@ mod tests {
         assert_eq!(torture(&[]).unwrap().server_options(), ["--grace", "2s"]);
         let args = torture(&["--grace", "500ms", "--driver", "plain"]).unwrap();
         assert_eq!(args.server_options(), ["--grace", "500ms", "--driver", "plain"]);
+    }
+
+    #[test]
+    fn a_link_flaps_only_between_hosts_and_for_less_than_the_grace() {
+        assert!(torture(&["--flap-link", "1s"]).is_err());
+        assert!(torture(&["--hosts", "1"]).is_err());
+        assert!(!torture(&["--hosts", "2"]).unwrap().has_outages());
+        let args = torture(&["--hosts", "2", "--flap-link", "1s", "--grace", "800ms"]).unwrap();
+        assert_eq!((args.has_outages(), args.flap_max()), (true, Duration::from_millis(100)));
+        assert_eq!(args.server_options(), ["--grace", "800ms", "--idle-timeout", "50ms"]);
     }
 
     #[test]

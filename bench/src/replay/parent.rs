@@ -67,6 +67,7 @@ fn replay(
         pool_size: plan.pool_size,
         max_entries: (plan.pool_size / count(args.chunk_size)).max(1),
         arguments: &[],
+        host: None,
     })?;
     let mut workers = (0..usize::from(args.processes))
         .map(|number| start_worker(number, args, plan, &socket))

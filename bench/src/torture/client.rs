@@ -2,7 +2,6 @@
 
 use std::env;
 use std::io::BufReader;
-use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::protocol::{Message, Orders};
+use super::site::Site;
 use crate::cli::TortureArgs;
 use crate::error::BenchError;
 use crate::lines::{receive, send};
@@ -32,13 +32,13 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Starts the client of this number for the `life`th time.
+    /// Starts the client of this number for the `life`th time, on its host.
     ///
     /// # Errors
     /// [`BenchError`] where the system refuses.
     pub(super) fn start(
         args: &TortureArgs,
-        socket: &Path,
+        site: &Site,
         (number, life): (u16, u64),
         orders: &Orders,
         heard: &Sender<(u16, Message)>,
@@ -46,16 +46,16 @@ impl Client {
         let own = env::current_exe().map_err(BenchError::system("find the path of maru-bench"))?;
         let name = format!("torture-{number}-{life}");
         let seed = mix(args.seed ^ mix(u64::from(number) << 32 | life));
-        let mut child = Command::new(own)
-            .arg("torture-client")
-            .arg("--socket")
-            .arg(socket)
+        let mut command = Command::new(own);
+        command.arg("torture-client");
+        site.place(number, &mut command);
+        let mut child = command
             .args(["--instance", &name])
             .args(["--number", &number.to_string()])
             .args(["--keys", &args.keys.to_string()])
             .args(["--chunk-size", &args.chunk_size.to_string()])
             .args(["--seed", &seed.to_string()])
-            .args(args.kill_server.map(|_| "--server-dies"))
+            .args(args.has_outages().then_some("--outages"))
             .args(args.may_evict().then_some("--may-evict"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -102,11 +102,14 @@ impl Client {
         self.listen_to_the_end();
     }
 
-    /// Lets it end by itself, and waits for it; `None` where it does not.
+    /// Lets it end by itself, and waits for it, doing something meanwhile that it may need; `None` where it does not end.
     ///
     /// # Errors
-    /// Those of [`Client::ended`].
-    pub(super) fn finish(&mut self) -> Result<Option<ExitStatus>, BenchError> {
+    /// Those of [`Client::ended`] and of what is done meanwhile.
+    pub(super) fn finish(
+        &mut self,
+        mut meanwhile: impl FnMut() -> Result<(), BenchError>,
+    ) -> Result<Option<ExitStatus>, BenchError> {
         self.resume()?;
         drop(self.orders.take());
         let began = Instant::now();
@@ -114,6 +117,7 @@ impl Client {
             if let Some(status) = self.ended()? {
                 return Ok(Some(status));
             }
+            meanwhile()?;
             thread::sleep(TICK);
         }
         self.kill();

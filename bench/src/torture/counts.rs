@@ -56,7 +56,7 @@ names! {
         Skipped = "skipped",
         /// It was there, nobody deleted it, and the server has evicted some.
         Evicted = "evicted",
-        /// The server died over it.
+        /// The server died over it, or was out of reach.
         Died = "died",
         /// The caller did not wait for the answer.
         GivenUp = "given_up",

@@ -1,5 +1,5 @@
 //! `torture`: a real server with a pool that is far too small, real client processes that do everything at random, and
-//! `kill -9`.
+//! `kill -9`; on one host, or on several whose cables are pulled.
 //!
 //! What lies under a key follows from the key, so whoever holds a guard knows every byte that it must read. Clients check
 //! what they were promised as they go; what they were told and nobody took back passes to their successors, and at the end
@@ -13,6 +13,7 @@ mod key;
 mod operations;
 mod protocol;
 mod report;
+mod site;
 mod supervisor;
 mod worker;
 

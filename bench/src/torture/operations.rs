@@ -168,7 +168,7 @@ impl Worker<'_> {
             6..9 => self.attempt(Operation::Store, |maru| block_on(maru.batch_store_async(&names, pages)))?,
             _ => self.attempt(Operation::Store, |maru| maru.batch_store(&names, pages))?,
         };
-        // What became of them is not known where the server died.
+        // What became of them is not known where the server was lost.
         let Some(outcomes) = outcomes else { return Ok(()) };
         for (key, outcome) in keys.iter().zip(outcomes) {
             match outcome {
@@ -224,7 +224,7 @@ impl Worker<'_> {
                 self.log.add(Operation::Alloc, Outcome::PoolExhausted, 1);
                 Ok(None)
             }
-            Err(Error::ConnectionLost) if self.args.server_dies => {
+            Err(Error::ConnectionLost) if self.args.outages => {
                 self.log.add(Operation::Alloc, Outcome::Died, 1);
                 Ok(None)
             }
@@ -295,7 +295,7 @@ impl Worker<'_> {
         let length = 1 + self.below(4);
         let keys = self.chain(length);
         // An unpin that is done twice must not take the pin of another.
-        if self.args.server_dies && keys.iter().any(|key| self.holdings.is_pinned(*key)) {
+        if self.args.outages && keys.iter().any(|key| self.holdings.is_pinned(*key)) {
             return Ok(());
         }
         let names = names(&keys);
@@ -342,8 +342,8 @@ impl Worker<'_> {
         self.log.add(Operation::UnpinKv, counted, 1);
         match (was_pinned, outcome) {
             (true, Unpinned::Unpinned) | (false, Unpinned::NotPinned | Unpinned::NotFound) => Ok(()),
-            // Where the server died over the answer, it is asked again.
-            (true, Unpinned::NotPinned) if self.args.server_dies => Ok(()),
+            // Where the answer was lost, it is asked again.
+            (true, Unpinned::NotPinned) if self.args.outages => Ok(()),
             (true, _) => self.log.lost(format!("{key} was pinned by name, and its unpin said {outcome:?}")),
             (false, _) => self.log.broken(format!("{key} was unpinned though it was not pinned by name")),
         }
@@ -391,9 +391,7 @@ impl Worker<'_> {
     }
 
     fn delete_private(&mut self, index: u16, key: Key) -> Result<(), BenchError> {
-        if self.args.server_dies
-            && self.call(Operation::Retrieve, |maru| maru.retrieve(key.bytes()))?.is_none()
-        {
+        if self.args.outages && self.call(Operation::Retrieve, |maru| maru.retrieve(key.bytes()))?.is_none() {
             self.missing(Operation::Retrieve, key)?;
             return self.know(index, Private::Absent);
         }
@@ -403,7 +401,7 @@ impl Worker<'_> {
             // A predecessor was killed with a guard in its hand.
             Outcome::Pinned => Private::Stored,
             // Deleted, by a request whose answer was lost and that was sent again.
-            Outcome::NotFound if self.args.server_dies => Private::Absent,
+            Outcome::NotFound if self.args.outages => Private::Absent,
             Outcome::NotFound => {
                 self.missing(Operation::Delete, key)?;
                 Private::Absent
@@ -533,7 +531,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Calls something that may be done twice: it is, where the server died over it, until there is an answer.
+    /// Calls something that may be done twice: it is, where the server is lost over it, until there is an answer.
     fn call<T>(
         &mut self,
         operation: Operation,
@@ -550,7 +548,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Calls something; `None` where the server died over it.
+    /// Calls something; `None` where the server is lost over it.
     fn attempt<T>(
         &mut self,
         operation: Operation,
@@ -558,7 +556,7 @@ impl Worker<'_> {
     ) -> Result<Option<T>, BenchError> {
         self.log.counts().operations += 1;
         match call(&self.handler) {
-            Err(Error::ConnectionLost) if self.args.server_dies => {
+            Err(Error::ConnectionLost) if self.args.outages => {
                 self.log.add(operation, Outcome::Died, 1);
                 // A server that is not there says so at once.
                 thread::sleep(Duration::from_millis(1));

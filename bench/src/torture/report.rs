@@ -22,6 +22,8 @@ pub(super) struct Report {
     pub(super) client_pauses: u64,
     /// Times that the server was killed and started again.
     pub(super) server_kills: u64,
+    /// Times that the cable of a host was pulled and plugged in again.
+    pub(super) link_flaps: u64,
     /// How long sessions were without the server.
     pub(super) resume: Resume,
     /// Entries that the server evicted since it was last started.
@@ -98,6 +100,7 @@ impl fmt::Display for Table<'_> {
             ("clients killed", HumanCount(self.report.client_kills).to_string()),
             ("clients paused", HumanCount(self.report.client_pauses).to_string()),
             ("servers killed", HumanCount(self.report.server_kills).to_string()),
+            ("links cut", HumanCount(self.report.link_flaps).to_string()),
             ("sessions resumed", resumed),
             ("operations", HumanCount(counts.operations).to_string()),
             ("bytes verified", ByteSize(counts.verified_bytes).to_string()),
@@ -134,6 +137,7 @@ mod tests {
             client_kills: 59,
             client_pauses: 8,
             server_kills: 0,
+            link_flaps: 0,
             resume: Resume::of((1..=1000).rev().map(|n| n * 1000).collect()),
             evictions: 2,
             server_rss_growth_bytes: -4096,

@@ -14,6 +14,7 @@ use super::inspector::inspect;
 use super::key::PRIVATE;
 use super::protocol::{Message, Orders, Private};
 use super::report::{Report, Resume, Table};
+use super::site::Site;
 use crate::cli::TortureArgs;
 use crate::error::BenchError;
 use crate::files::{write, write_json};
@@ -44,8 +45,9 @@ pub(crate) fn run(args: &TortureArgs) -> Result<(), BenchError> {
     if let Some(path) = &args.json {
         write_json(path, &report)?;
     }
+    let hosts = args.hosts.map_or_else(String::new, |hosts| format!(" on {hosts} hosts"));
     let title = format!(
-        "torture by {} client processes, {} keys, pages of {}, a pool of {}, a kill every {}, seed {}",
+        "torture by {} client processes{hosts}, {} keys, pages of {}, a pool of {}, a kill every {}, seed {}",
         args.processes,
         args.keys,
         ByteSize(args.chunk_size as u64),
@@ -63,8 +65,10 @@ fn torture(args: &TortureArgs, pool_size: u64, interrupted: &AtomicBool) -> Resu
     // Dropped in reverse, whatever happens: first the clients, then the server, then the memory.
     let pool = fresh_folder(&args.pool_dir)?;
     let run = fresh_folder(&env::temp_dir())?;
-    let socket = run.path().join("maru.sock");
-    let arguments = args.server_options();
+    let site = Site::prepare(args, run.path(), pool.path())?;
+    let socket = site.socket().to_owned();
+    let host = site.server_host().cloned();
+    let arguments = [args.server_options(), site.server_options()].concat();
     let options = ServerOptions {
         socket: &socket,
         pool_dir: pool.path(),
@@ -72,9 +76,10 @@ fn torture(args: &TortureArgs, pool_size: u64, interrupted: &AtomicBool) -> Resu
         pool_size,
         max_entries: (pool_size / args.chunk_size as u64).max(1),
         arguments: &arguments,
+        host: host.as_ref(),
     };
     let mut server = ServerProcess::start(&options)?;
-    let report = Supervisor::start(args, &options, interrupted)
+    let report = Supervisor::start(args, site, &options, interrupted)
         .and_then(|supervisor| supervisor.run(&mut server))
         .map_err(|error| match error {
             _ if interrupted.load(Ordering::Relaxed) => BenchError::Interrupted,
@@ -115,6 +120,7 @@ impl Memory {
 
 struct Supervisor<'a> {
     args: &'a TortureArgs,
+    site: Site,
     options: &'a ServerOptions<'a>,
     interrupted: &'a AtomicBool,
     random: Random,
@@ -125,12 +131,14 @@ struct Supervisor<'a> {
     client_kills: u64,
     client_pauses: u64,
     server_kills: u64,
+    link_flaps: u64,
     failures: Vec<String>,
 }
 
 impl<'a> Supervisor<'a> {
     fn start(
         args: &'a TortureArgs,
+        site: Site,
         options: &'a ServerOptions<'a>,
         interrupted: &'a AtomicBool,
     ) -> Result<Supervisor<'a>, BenchError> {
@@ -138,21 +146,24 @@ impl<'a> Supervisor<'a> {
         let start = |number| {
             let private = vec![Private::default(); PRIVATE.into()];
             let orders = Orders { predecessor: None, private: private.clone() };
-            let client = Client::start(args, options.socket, (number, 0), &orders, &ears)?;
+            let client = Client::start(args, &site, (number, 0), &orders, &ears)?;
             Ok(Line { client, life: 0, paused_until: None, private })
         };
+        let lines = (0..args.processes).map(start).collect::<Result<_, BenchError>>()?;
         Ok(Supervisor {
             args,
+            site,
             options,
             interrupted,
             random: Random::new(args.seed),
-            lines: (0..args.processes).map(start).collect::<Result<_, BenchError>>()?,
+            lines,
             heard,
             ears,
             counts: Counts::default(),
             client_kills: 0,
             client_pauses: 0,
             server_kills: 0,
+            link_flaps: 0,
             failures: Vec::new(),
         })
     }
@@ -162,6 +173,7 @@ impl<'a> Supervisor<'a> {
         let began = Instant::now();
         let mut next_kill = began + self.args.kill_every;
         let mut next_server_kill = self.args.kill_server.map(|every| began + every);
+        let mut next_flap = self.args.flap_link.map(|every| began + every);
         let mut memory = Memory::default();
         while began.elapsed() < self.args.duration && self.failures.len() < FAILURES_MAX {
             if self.interrupted.load(Ordering::Relaxed) {
@@ -180,8 +192,14 @@ impl<'a> Supervisor<'a> {
                 memory.see(server.resident_bytes()?);
                 server.restart(self.options)?;
                 self.server_kills += 1;
-                let percent = 50 + u32::try_from(self.random.next() % 101).expect("a percentage is small");
-                next_server_kill = Some(Instant::now() + every * percent / 100);
+                next_server_kill = Some(Instant::now() + self.about(every));
+            }
+            self.site.plug_in(|until| until <= Instant::now())?;
+            if let Some((at, every)) = next_flap.zip(self.args.flap_link)
+                && Instant::now() >= at
+            {
+                self.cut()?;
+                next_flap = Some(Instant::now() + self.about(every));
             }
             if memory.before.is_none() && began.elapsed() >= self.args.duration / 3 {
                 if self.args.kill_server.is_none() {
@@ -197,6 +215,7 @@ impl<'a> Supervisor<'a> {
         if self.args.kill_server.is_none() {
             memory.see(server.resident_bytes()?);
         }
+        self.site.plug_in(|_| true)?;
         self.stop()?;
         let private = self.lines.iter().map(|line| line.private.clone()).collect::<Vec<_>>();
         let findings = inspect(self.args, self.options.socket, &private)?;
@@ -209,6 +228,7 @@ impl<'a> Supervisor<'a> {
             client_kills: self.client_kills,
             client_pauses: self.client_pauses,
             server_kills: self.server_kills,
+            link_flaps: self.link_flaps,
             resume: Resume::of(std::mem::take(&mut self.counts.outages_us)),
             evictions: findings.evictions,
             server_rss_growth_bytes: memory.growth(),
@@ -224,7 +244,7 @@ impl<'a> Supervisor<'a> {
             // Another one, or the victim itself, which then dies where it was stopped.
             let index = self.any_line();
             let mut limit = PAUSE_MAX.min(self.args.kill_every);
-            if self.args.kill_server.is_some() {
+            if self.args.has_outages() {
                 // Without a server for as long as it is paused, its session must not end.
                 limit = limit.min(self.args.grace / 4);
             }
@@ -244,6 +264,18 @@ impl<'a> Supervisor<'a> {
         self.lines[victim].client.kill();
         self.client_kills += 1;
         self.replace(victim)
+    }
+
+    /// Pulls a cable, any that is in, for a moment.
+    fn cut(&mut self) -> Result<(), BenchError> {
+        let host = usize::try_from(self.random.next() % self.site.cables()).expect("hosts are few");
+        let limit = self.args.flap_max().as_millis().max(1);
+        let length = u128::from(self.random.next()) % limit + 1;
+        let length = Duration::from_millis(u64::try_from(length).expect("flaps are short"));
+        if self.site.unplug(host, Instant::now() + length)? {
+            self.link_flaps += 1;
+        }
+        Ok(())
     }
 
     /// Lets clients go on whose pause is over, and replaces those that ended though nobody told them to.
@@ -271,8 +303,7 @@ impl<'a> Supervisor<'a> {
         let orders =
             Orders { predecessor: Some(line.client.name().to_owned()), private: line.private.clone() };
         let number = u16::try_from(index).expect("there are as many lines as a u16 counts");
-        line.client =
-            Client::start(self.args, self.options.socket, (number, line.life), &orders, &self.ears)?;
+        line.client = Client::start(self.args, &self.site, (number, line.life), &orders, &self.ears)?;
         Ok(())
     }
 
@@ -292,8 +323,9 @@ impl<'a> Supervisor<'a> {
 
     /// Lets a client end by itself.
     fn finish(&mut self, index: usize) -> Result<(), BenchError> {
-        let client = &mut self.lines[index].client;
-        let failure = match client.finish()? {
+        let (client, site) = (&mut self.lines[index].client, &mut self.site);
+        // Its last words may have to wait for a cable.
+        let failure = match client.finish(|| site.plug_in(|until| until <= Instant::now()))? {
             Some(status) if status.success() => return Ok(()),
             Some(status) => format!("{} failed when it was to end ({status})", client.name()),
             None => format!("{} did not end when it was told to", client.name()),
@@ -330,6 +362,12 @@ impl<'a> Supervisor<'a> {
     fn any_line(&mut self) -> usize {
         let index = self.random.next() % self.lines.len() as u64;
         usize::try_from(index).expect("it is less than a usize")
+    }
+
+    /// A time between half as long and half as long again.
+    fn about(&mut self, time: Duration) -> Duration {
+        let percent = 50 + u32::try_from(self.random.next() % 101).expect("a percentage is small");
+        time * percent / 100
     }
 
     fn one_in(&mut self, times: u64) -> bool {

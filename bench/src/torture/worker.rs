@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use maru_client::{Address, Config, Error, MaruHandler};
+use maru_client::{Config, Error, MaruHandler};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use super::counts::{Counts, Operation, Outcome};
 use super::holdings::Holdings;
 use super::key::CHAIN;
 use super::protocol::{Message, Orders, Private};
+use super::site::TOKEN;
 use crate::cli::TortureClientArgs;
 use crate::error::BenchError;
 use crate::lines::{receive, send};
@@ -23,7 +24,7 @@ use crate::traffic::distribution::{Distribution, Random, Sampler};
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of each region, where a page is not larger: few, so that regions come and go.
 const REGION: u64 = 2 << 20;
-/// How long there may be no server.
+/// How long the server may be out of reach.
 pub(super) const OUTAGE_LIMIT: Duration = Duration::from_secs(20);
 /// How unevenly chains are asked for: some by everybody, most now and then.
 const SKEW: f64 = 0.7;
@@ -92,7 +93,8 @@ impl<'a> Worker<'a> {
         log: &'a mut Log,
     ) -> Result<Worker<'a>, BenchError> {
         let config = Config::new()
-            .address(Address::Unix(args.socket.clone()))
+            .address(args.address.clone())
+            .auth_token(TOKEN)
             .instance_id(&args.instance)
             .page_size(args.chunk_size)
             .region_size(REGION.max(args.chunk_size as u64))
@@ -102,7 +104,7 @@ impl<'a> Worker<'a> {
         let chains = u64::from(args.keys) / CHAIN;
         Ok(Worker {
             args,
-            handler: connect(&config, args.server_dies)?,
+            handler: connect(&config, args.outages)?,
             resumes: 0,
             random: Random::new(args.seed),
             chains: Sampler::new(Distribution::Zipf(SKEW), chains, !args.seed),
@@ -117,7 +119,7 @@ impl<'a> Worker<'a> {
         let began = Instant::now();
         loop {
             let usage = match self.handler.usage() {
-                Err(Error::ConnectionLost) if self.args.server_dies => Vec::new(),
+                Err(Error::ConnectionLost) if self.args.outages => Vec::new(),
                 usage => usage?,
             };
             let is_known = !usage.is_empty();
@@ -138,7 +140,7 @@ impl<'a> Worker<'a> {
     /// Ends in one of the ways in which clients end that are not killed.
     /// Takes note of a time without the server.
     fn note_outages(&mut self) {
-        if self.args.server_dies {
+        if self.args.outages {
             let stats = self.handler.client_stats();
             if stats.resumes > self.resumes {
                 self.resumes = stats.resumes;
@@ -171,12 +173,12 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Connects, as soon as there is a server where it may have died.
-fn connect(config: &Config, server_dies: bool) -> Result<MaruHandler, BenchError> {
+/// Connects, as soon as a server can be reached where there are outages.
+fn connect(config: &Config, outages: bool) -> Result<MaruHandler, BenchError> {
     let began = Instant::now();
     loop {
         match MaruHandler::connect(config.clone()) {
-            Err(_) if server_dies && began.elapsed() < OUTAGE_LIMIT => {
+            Err(_) if outages && began.elapsed() < OUTAGE_LIMIT => {
                 thread::sleep(Duration::from_millis(5));
             }
             connected => return Ok(connected?),

@@ -109,6 +109,7 @@ impl Client {
                     pinned_entries: stats.get(StatKind::PinnedEntries),
                     pins: stats.get(StatKind::Pins),
                     instances: stats.get(StatKind::Instances),
+                    connections: stats.get(StatKind::Connections),
                     pool_free_bytes: stats.get(StatKind::PoolFreeBytes),
                 })
             }
@@ -166,7 +167,9 @@ fn connect(config: &ClientConfig) -> Result<MaruHandler, Error> {
         .auto_expand(config.auto_expand)
         .eager(config.eager)
         .stay_on_tcp(config.stay_on_tcp)
-        .report_stats(config.report_stats);
+        .report_stats(config.report_stats)
+        .auth_token(config.auth_token.as_str())
+        .timeout(config.timeout);
     if !config.address.is_empty() {
         handler = handler.address(config.address.parse()?);
     }
