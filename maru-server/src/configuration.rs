@@ -471,20 +471,24 @@ mod tests {
             };
             if is_flag(arg) {
                 let (on, off) = (format!("{name} = true"), format!("{name} = false"));
-                expect(load(&[], &[], None), "false", "# the default");
-                expect(load(&[], &[], Some(&on)), "true", "maru.toml:1");
-                expect(load(&[], &[(&variable, "false")], Some(&on)), "false", "of the environment");
-                expect(load(&[], &[(&variable, "true")], Some(&off)), "true", "of the environment");
+                expect(load(more, &[], None), "false", "# the default");
+                expect(load(more, &[], Some(&on)), "true", "maru.toml:1");
+                expect(load(more, &[(&variable, "false")], Some(&on)), "false", "of the environment");
+                expect(load(more, &[(&variable, "true")], Some(&off)), "true", "of the environment");
                 let flag = format!("--{name}");
-                expect(load(&[&*flag], &[(&variable, "false")], Some(&off)), "true", "command line");
+                expect(
+                    load(&[&[&*flag], more].concat(), &[(&variable, "false")], Some(&off)),
+                    "true",
+                    "command line",
+                );
                 continue;
             }
             let file = format!("{name} = \"{one}\"");
-            expect(load(&[], &[], Some(&file)), one, "maru.toml:1");
-            expect(load(&[], &[(&variable, other)], Some(&file)), other, "of the environment");
-            expect(load(&[], &[(&variable, "")], Some(&file)), one, "maru.toml:1");
+            expect(load(more, &[], Some(&file)), one, "maru.toml:1");
+            expect(load(more, &[(&variable, other)], Some(&file)), other, "of the environment");
+            expect(load(more, &[(&variable, "")], Some(&file)), one, "maru.toml:1");
             let flag = format!("--{name}");
-            let said = [&*flag, one];
+            let said = [&[&*flag, one], more].concat();
             expect(load(&said, &[(&variable, other)], Some(&file)), one, "# the command line");
         }
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use maru_client::{Config, DeviceMap, Error, MaruHandler, Stored};
+use maru_proto::{PoolKind, PoolUuid};
 use maru_tests::{PAGE, ServerProcess, config, connect, is_intact, make_device, store};
 use tempfile::TempDir;
 
@@ -36,14 +37,14 @@ fn remote(server: &ServerProcess) -> Config {
     Config::new().address(address).page_size(PAGE).region_size(MIB).stay_on_tcp(true)
 }
 
-fn map(pool: impl ToString, path: &Path) -> DeviceMap {
-    format!("{}={}", pool.to_string(), path.display()).parse().unwrap()
+fn map(pool: PoolUuid, path: &Path) -> DeviceMap {
+    format!("{pool}={}", path.display()).parse().unwrap()
 }
 
 /// The pools that a server says it has: kind and path.
 fn pools(handler: &MaruHandler) -> Vec<(String, String)> {
     let pools = handler.pools().unwrap();
-    let kind = |kind: u32| maru_proto::PoolKind::from_u32(kind).unwrap().name().to_owned();
+    let kind = |kind: u32| PoolKind::from_u32(kind).unwrap().name().to_owned();
     pools.iter().map(|pool| (kind(pool.kind.get()), pool.path().unwrap().to_owned())).collect()
 }
 
@@ -137,7 +138,7 @@ fn a_pool_that_holds_chunks_may_move_and_may_not_be_missing() {
 /// A server with a device, of which `other_name` is the name on another host.
 struct TwoNames {
     server: ServerProcess,
-    uuid: maru_proto::PoolUuid,
+    uuid: PoolUuid,
     device: PathBuf,
     other_name: PathBuf,
     _folders: [TempDir; 2],
@@ -161,7 +162,7 @@ impl TwoNames {
 fn a_device_is_found_by_its_uuid_under_the_name_that_a_host_has_for_it() {
     let TwoNames { server, uuid, other_name, .. } = &TwoNames::start(&[]);
     let there = connect(server);
-    let here = MaruHandler::connect(remote(server).device_map(map(uuid, other_name))).unwrap();
+    let here = MaruHandler::connect(remote(server).device_map(map(*uuid, other_name))).unwrap();
     store_all(&there, &keys("there", 20));
     store_all(&here, &keys("here", 20));
     assert_eq!((found(&here, &keys("there", 20)), found(&there, &keys("here", 20))), (20, 20));
@@ -174,7 +175,7 @@ fn another_device_under_the_same_name_is_never_mapped() {
     // On that host the name is another device's.
     std::fs::remove_file(other_name).unwrap();
     let wrong = make_device(other_name, 4 * MIB);
-    let here = MaruHandler::connect(remote(server).device_map(map(uuid, other_name))).unwrap();
+    let here = MaruHandler::connect(remote(server).device_map(map(*uuid, other_name))).unwrap();
     let error = here.alloc(PAGE).unwrap_err();
     assert!(matches!(error, Error::PoolNotHere { .. }), "{error}");
     let said = error.to_string();
@@ -205,7 +206,7 @@ fn memory_of_the_servers_host_is_refused_to_other_hosts() {
     let server = ServerProcess::start(&["--listen", "127.0.0.1:0"]);
     let there = connect(&server);
     store_all(&there, &keys("chunk", 5));
-    let uuid = maru_proto::PoolUuid::from_bytes(there.pools().unwrap()[0].uuid);
+    let uuid = PoolUuid::from_bytes(there.pools().unwrap()[0].uuid);
     let elsewhere = server.folder().join("no-such-folder");
     let here = MaruHandler::connect(remote(&server).device_map(map(uuid, &elsewhere))).unwrap();
     let said = here.alloc(PAGE).unwrap_err().to_string();
@@ -224,7 +225,7 @@ fn another_host_gets_regions_of_the_pools_that_it_can_reach() {
     let pools = format!("tmpfs:{},size=4MiB;devdax:{}", folder.display(), device.display());
     let server = ServerProcess::start(&["--pool", &pools, "--listen", "127.0.0.1:0"]);
     let there = connect(&server);
-    let uuid = maru_proto::PoolUuid::from_bytes(there.pools().unwrap()[0].uuid);
+    let uuid = PoolUuid::from_bytes(there.pools().unwrap()[0].uuid);
     let here =
         MaruHandler::connect(remote(&server).device_map(map(uuid, &folders[0].path().join("nothing"))))
             .unwrap();
