@@ -90,11 +90,6 @@ impl PageMut {
         Arc::ptr_eq(&self.shared, shared)
     }
 
-    /// Bytes from the region's beginning to the page.
-    pub(crate) fn offset(&self) -> u64 {
-        self.claim.region.page_offset(self.claim.page_index) as u64
-    }
-
     /// Lets go of the page without giving it back; whoever calls this says what becomes of it.
     pub(crate) fn into_location(self) -> Taken {
         let location = self.location();

@@ -100,7 +100,8 @@ impl<'a, W: Way> Operations<'a, W> {
             digest: *digest,
             region_id: page.region_id().into(),
             length: u32::try_from(page.len()).expect("a page has less than 4 GiB").into(),
-            offset: page.offset().into(),
+            page_index: page.page_index().into(),
+            checksum: 0.into(),
         };
         let records = digests.iter().zip(&pages).map(record).collect::<Vec<_>>();
         let locations: Vec<PageLocation> =

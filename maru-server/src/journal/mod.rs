@@ -19,7 +19,7 @@ use hashbrown::HashMap;
 use maru_proto::DigestKey;
 use tracing::{info, warn};
 
-use crate::state::{Change, RegionId, RegionInfo, Saved, Scatter, State};
+use crate::state::{Change, RegionId, RegionInfo, Saved, SavedEntry, Scatter, State};
 pub use page_table::PageTable;
 use state_file::{Found, StateFile};
 
@@ -58,7 +58,7 @@ pub enum JournalError {
 }
 
 /// The number of the files' format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The page tables, by the number of the region.
 type Tables = HashMap<u32, PageTable, Scatter>;
@@ -143,9 +143,10 @@ impl Journal {
                     table.retire();
                 }
             }
-            Change::Stored { region, page, digest, length, generation } => {
+            Change::Stored { region, page, digest, length, generation, checksum } => {
                 self.state.registered(generation);
-                self.table(region).store(page, digest, length, generation);
+                let entry = SavedEntry { page, digest, length, generation, checksum };
+                self.table(region).store(&entry);
             }
             Change::Freed { region, page } => self.table(region).free(page),
             Change::Held { region, page } => self.table(region).hold(page),
