@@ -47,7 +47,7 @@ pub use maru_proto::{
     EntryRecord, HeldPinsRecord, KeyDigest, Opcode, PoolRecord, RecordStatus, RegionRecord, ServerRecord,
     StatKind, UsageRecord, VersionRange,
 };
-pub use memory::{RegionMemory, copy_nontemporal};
+pub use memory::{CacheLines, RegionMemory, copy_nontemporal};
 pub use page::{PageLocation, PageMut};
 #[doc(hidden)]
 pub use rpc::fuzzing;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::error::{Error, Result};
 use crate::memory::{Claim, copy_nontemporal};
@@ -90,6 +91,13 @@ impl PageMut {
         Arc::ptr_eq(&self.shared, shared)
     }
 
+    /// Has all that was written into the page in memory, where that does not come about by itself.
+    pub(crate) fn write_back(&self) {
+        if self.claim.region.write_back(self.claim.page_index) {
+            self.shared.pages_written_back.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Lets go of the page without giving it back; whoever calls this says what becomes of it.
     pub(crate) fn into_location(self) -> Taken {
         let location = self.location();
@@ -135,6 +143,8 @@ impl fmt::Debug for PageMut {
 
 impl Drop for PageMut {
     fn drop(&mut self) {
+        // What was written is of no use, and must not come to memory once the page is somebody else's.
+        self.write_back();
         self.shared.own.release(self.location());
     }
 }

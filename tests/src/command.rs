@@ -23,6 +23,10 @@ pub struct ClientConfig {
     pub eager: bool,
     /// Whether a TCP address is stayed at.
     pub stay_on_tcp: bool,
+    /// Whether chunks are stored with a checksum.
+    pub checksum: bool,
+    /// Whether memory is taken for not coherent.
+    pub write_back: bool,
 }
 
 impl ClientConfig {
@@ -37,6 +41,8 @@ impl ClientConfig {
             auto_expand: true,
             eager: false,
             stay_on_tcp: false,
+            checksum: false,
+            write_back: false,
         }
     }
 }

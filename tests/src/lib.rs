@@ -11,6 +11,7 @@ mod proxy;
 mod scrape;
 mod server;
 mod sever;
+mod wire;
 
 pub use client::ClientProcess;
 pub use command::{ClientConfig, Command, Reply, Stat};
@@ -20,6 +21,7 @@ pub use proxy::{Direction, Proxy};
 pub use scrape::{Sample, Scrape, get};
 pub use server::ServerProcess;
 pub use sever::sever;
+pub use wire::WireClient;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

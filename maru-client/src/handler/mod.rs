@@ -9,6 +9,7 @@ mod pages;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use maru_proto::{
     AllocationFilter, KeyDigest, LatencyRecord, LatencyRequest, PoolRecord, RegionRecord, UsageRecord,
@@ -156,6 +157,9 @@ impl MaruHandler {
             pages: counts.pages,
             free_pages: counts.free,
             mapped_regions: self.shared.regions.len(),
+            pages_written_back: self.shared.pages_written_back.load(Ordering::Relaxed),
+            pages_invalidated: self.shared.pages_invalidated.load(Ordering::Relaxed),
+            stale_chunks: self.shared.stale_chunks.load(Ordering::Relaxed),
             resumes: outages.count,
             last_outage: outages.last,
         }

@@ -1,13 +1,19 @@
 //! The memory of regions: mapping it, copying into it, and knowing whose each page is.
 
 mod bitmap;
+mod cache;
+mod coherence;
 mod copy;
+mod first_read;
 mod mapping;
 mod own;
 mod pages;
 mod regions;
 
+pub use cache::CacheLines;
+pub(crate) use coherence::Coherence;
 pub use copy::copy_nontemporal;
+pub(crate) use first_read::Stale;
 pub(crate) use mapping::{Access, Mapping};
 pub(crate) use own::{Claim, OwnPages};
 pub use regions::RegionMemory;

@@ -141,7 +141,9 @@ fn connect(config: &ClientConfig) -> Result<MaruHandler, Error> {
         .region_size(config.region_size)
         .auto_expand(config.auto_expand)
         .eager(config.eager)
-        .stay_on_tcp(config.stay_on_tcp);
+        .stay_on_tcp(config.stay_on_tcp)
+        .checksum(config.checksum)
+        .write_back(config.write_back);
     if !config.address.is_empty() {
         handler = handler.address(config.address.parse()?);
     }

@@ -1,0 +1,21 @@
+//! Whether what one host writes into a region is what others read there, or has to be seen to.
+
+use maru_proto::RegionRecord;
+
+use crate::config::Config;
+
+/// What the memory of a region needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Coherence {
+    /// Nothing: all who map it see the same, as the processes of one host do.
+    Coherent,
+    /// Lines are written back by who writes, and dropped by who reads.
+    Writeback,
+}
+
+impl Coherence {
+    /// That of a region that the server describes.
+    pub(crate) fn of(_region: &RegionRecord, config: &Config) -> Coherence {
+        if config.write_back { Coherence::Writeback } else { Coherence::Coherent }
+    }
+}
