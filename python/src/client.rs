@@ -48,7 +48,7 @@ impl Client {
     /// Connects and opens an instance.
     #[new]
     #[pyo3(signature = (address, instance_id, chunk_size, region_size, *, timeout_ms, expand_size, auto_expand, eager,
-                        prefault, map_all, copy_on_write, auth_token))]
+                        prefault, map_all, copy_on_write, checksum, auth_token))]
     #[expect(clippy::too_many_arguments, reason = "they are named, and one class calls this")]
     fn new(
         py: Python<'_>,
@@ -63,6 +63,7 @@ impl Client {
         prefault: bool,
         map_all: bool,
         copy_on_write: bool,
+        checksum: bool,
         auth_token: Option<Vec<u8>>,
     ) -> PyResult<Client> {
         let address = value(address.parse::<Address>())?;
@@ -77,6 +78,7 @@ impl Client {
             .eager(eager)
             .prefault(prefault)
             .copy_on_write(copy_on_write)
+            .checksum(checksum)
             .timeout(Duration::from_millis(timeout_ms));
         if let Some(size) = expand_size {
             config = config.expand_size(at_least_a_page(size));
@@ -330,6 +332,7 @@ impl Client {
         own.set_item("mapped_regions", figures.mapped_regions)?;
         own.set_item("rpcs", figures.rpcs)?;
         own.set_item("resumes", figures.resumes)?;
+        own.set_item("stale_chunks", figures.stale_chunks)?;
         let mut each = Vec::new();
         let number = self.handler.instance_number();
         for region in regions.iter().filter(|region| region.owner.get() == number) {

@@ -42,6 +42,8 @@ class MaruConfig:
         shared_access: How chunks are seen: ``"read-only"``, or ``"private"`` for consumers that refuse memory which
             they can't write. What is written into another instance's chunk then stays in this process.
         auth_token: The secret that servers on TCP may ask for, at most 64 bytes.
+        checksum: Whether chunks are stored with a checksum of their bytes. Whoever reads such a chunk, with or without
+            this option, takes it for missing where its bytes are not those that were stored, and logs an error.
         use_async_rpc, max_inflight: Taken for compatibility. All calls of a handler share its connections, any number
             of them at a time.
         rm_address: Taken for compatibility. There is no resource manager: the server hands out memory itself.
@@ -66,6 +68,7 @@ class MaruConfig:
     enable_stats: bool = False
     shared_access: Literal["read-only", "private"] = "read-only"
     auth_token: str | bytes | None = None
+    checksum: bool = False
 
     def __post_init__(self) -> None:
         if self.instance_id is None:

@@ -52,6 +52,7 @@ class Client:
         prefault: bool,
         map_all: bool,
         copy_on_write: bool,
+        checksum: bool,
         auth_token: bytes | None,
     ) -> None: ...
     def close(self) -> None: ...
