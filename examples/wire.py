@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import sys
+import zlib
 
 MASK = (1 << 64) - 1
 
@@ -48,6 +49,11 @@ def digest(key: bytes, message: bytes) -> bytes:
         rounds(3)
         halves.append(v[0] ^ v[1] ^ v[2] ^ v[3])
     return struct.pack("<2Q", *halves)
+
+
+def checksum(chunk: bytes) -> int:
+    """CRC-32, where 0 stands for no checksum."""
+    return max(zlib.crc32(chunk), 1)
 
 
 class Connection:
@@ -108,18 +114,20 @@ def main(path: str) -> None:
     os.close(descriptor)
     own[page_size : page_size + 5] = b"chunk"
     key = digest(data.digest_key, b"llama@layer0@chunk17")
-    status, _ = data.ask(REGISTER_KV, key + struct.pack("<2IQ", region, 5, page_size))
+    status, _ = data.ask(REGISTER_KV, key + struct.pack("<4I", region, 5, 1, checksum(b"chunk")))
     print("stored:", status[0] == 0)
 
     # Another instance: acquire, map for reading, read in place, release.
     reader = Connection(path, DATA)
     assert digest(reader.digest_key, b"llama@layer0@chunk17") == key
     location, _ = reader.ask(LOOKUP_KV, key, PIN)
-    found, region, offset, length = struct.unpack_from("<B3xI2Q", location)
+    found, region, offset, length, _, expected = struct.unpack("<B3xI2Q2I", location)
     _, (descriptor,) = Connection(path, CONTROL, reader.session).ask(GET_REGION, struct.pack("<2I", region, 0))
     memory = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
     os.close(descriptor)
-    print("read:", found == 0, memory[offset : offset + length])
+    chunk = memory[offset : offset + length]
+    assert expected in (0, checksum(chunk))  # 0: it has none
+    print("read:", found == 0, chunk)
 
     status, _ = data.ask(DELETE_KV, key)
     print("deleted while it is being read:", status[0] == 0, "with", pins(data), "pin")

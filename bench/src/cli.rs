@@ -14,8 +14,8 @@ use crate::content::Coverage;
 
 pub(crate) use compare::{EchoArgs, FloorArgs, PeersArgs, RoundsArgs};
 pub(crate) use measure::{
-    ChunkArgs, ClientArgs, LatencyArgs, LoadArgs, OutputArgs, ReadArgs, ServerArgs, StoreArgs, Switch,
-    TrafficArgs,
+    ChunkArgs, ClientArgs, Coherence, LatencyArgs, LoadArgs, OutputArgs, ReadArgs, ServerArgs, StoreArgs,
+    Switch, TrafficArgs,
 };
 pub(crate) use torture::{TortureArgs, TortureClientArgs};
 

@@ -22,6 +22,7 @@ mod server_process;
 mod target;
 mod torture;
 mod traffic;
+mod upkeep;
 mod worker_process;
 mod workload;
 

@@ -268,6 +268,33 @@ fn chunks_are_stored_and_read() {
 }
 
 #[test]
+fn what_stores_cost_for_other_hosts_is_held_against_plain_ones() {
+    let run = |options: &[&str]| {
+        let store = ["store", "--chunk-size", "64KiB", "--count", "20"];
+        measured(&[&store, options].concat())
+    };
+    for (options, coherence, checksum) in [
+        (&["--coherence", "writeback"][..], "writeback", false),
+        (&["--checksum"], "coherent", true),
+        (&["--coherence", "writeback", "--checksum"], "writeback", true),
+    ] {
+        let result = run(options);
+        assert_eq!((&result["coherence"], &result["checksum"]), (&coherence.into(), &checksum.into()));
+        assert!(result["chunks_per_s"].as_f64().unwrap() > 0.0 && result["plain"]["gb_per_s"].is_f64());
+        assert_percentiles(&result["latency_us"]);
+        assert_percentiles(&result["plain"]["latency_us"]);
+        assert!(result["costs"]["checksum_us_per_mib"].as_f64().unwrap() > 0.0);
+        let lines = &result["costs"]["lines"];
+        for cost in ["write_back_dirty", "write_back_copied", "invalidate"] {
+            assert!(lines[format!("{cost}_us_per_mib")].as_f64().unwrap() > 0.0, "{lines}");
+        }
+        assert!(lines["write_back"].is_string() && lines["invalidate"].is_string());
+    }
+    let plain = run(&["--coherence", "coherent"]);
+    assert!(plain["plain"].is_null() && plain["costs"].is_null(), "{plain}");
+}
+
+#[test]
 fn floor_has_a_row_for_every_path() {
     let result = measured(&["floor", "--quick", "--only", "exists"]);
     let rows = result["rows"].as_array().unwrap();

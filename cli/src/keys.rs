@@ -53,13 +53,14 @@ fn look(
     if let Some(entry) = entry {
         let query = PinQuery { digest: Some(digest), ..PinQuery::default() };
         let holders = maru.pins(&query).map_err(explained)?;
-        let owner = entry.owner.get();
+        let (owner, checksum) = (entry.owner.get(), entry.checksum.get());
         row.extend([
             ("region", Value::Count(entry.region_id.get().into())),
             ("page", Value::Count(entry.page_index.get().into())),
             ("offset_bytes", Value::Count(entry.offset.get())),
             ("length_bytes", Value::Bytes(entry.length.get())),
             ("generation", Value::Count(entry.generation.get().into())),
+            ("checksum", if checksum == 0 { Value::Absent } else { Value::Text(format!("{checksum:08x}")) }),
             ("owner", if owner == 0 { Value::Absent } else { Value::Count(owner.into()) }),
             ("owner_name", names.get(&owner).map_or(Value::Absent, |name| Value::Text(name.clone()))),
             ("pins", Value::Count(entry.pins.get().into())),

@@ -150,6 +150,7 @@ fn keys_are_found_with_who_keeps_them_there() {
     let json = maru(&server, &["keys", "--key", "b", "--json"]).json();
     let key = only(&json, "keys");
     assert_eq!((&key["region"], &key["page"], &key["offset_bytes"]), (&1.into(), &1.into(), &4096.into()));
+    assert!(key["checksum"].is_null(), "it was stored without");
     let holders = key["holders"].as_array().unwrap();
     let holders =
         holders.iter().map(|held| (held["name"].as_str().unwrap(), &held["guards"], &held["by_name"]));

@@ -169,15 +169,12 @@ impl Ask {
                 frame(Opcode::GetPages, Flags::NONE, id, &[request])
             }
             Ask::Register(chunks) => {
-                let record = |(key, which, page, length): &(Key, Which, u8, u16)| {
-                    let id = which.region(known.state);
-                    let page_size = known.state.region(RegionId(id)).map_or(4096, |region| region.page_size);
-                    RegisterRecord {
-                        digest: key.on_the_wire(),
-                        region_id: id.into(),
-                        length: u32::from(length % 4100).into(),
-                        offset: (u64::from(*page) % 8 * page_size).into(),
-                    }
+                let record = |(key, which, page, length): &(Key, Which, u8, u16)| RegisterRecord {
+                    digest: key.on_the_wire(),
+                    region_id: which.region(known.state).into(),
+                    length: u32::from(length % 4100).into(),
+                    page_index: u32::from(page % 8).into(),
+                    checksum: u32::from(page / 8).into(),
                 };
                 let records = chunks.iter().take(BATCH).map(record).collect::<Vec<_>>();
                 batch(Opcode::RegisterKv, Opcode::BatchRegisterKv, Flags::NONE, id, &records)

@@ -102,6 +102,8 @@ pub struct Config {
     pub(crate) no_grace: bool,
     pub(crate) device_map: DeviceMap,
     pub(crate) report_stats: bool,
+    pub(crate) write_back: bool,
+    pub(crate) checksum: bool,
 }
 
 impl Default for Config {
@@ -123,6 +125,8 @@ impl Default for Config {
             no_grace: false,
             device_map: DeviceMap::default(),
             report_stats: false,
+            write_back: false,
+            checksum: false,
         }
     }
 }
@@ -258,6 +262,24 @@ impl Config {
     /// of it is told nothing.
     pub fn report_stats(mut self, yes: bool) -> Config {
         self.report_stats = yes;
+        self
+    }
+
+    /// Whether memory is taken for not coherent between hosts, whatever the server says of the pool: pages are written back
+    /// from the cache before they are stored, and dropped from it before they are first read. Default: false, it is done
+    /// where the pool needs it. True is for a host whose way to the pool is not coherent although that of others is, and for
+    /// measuring what it costs.
+    pub fn write_back(mut self, yes: bool) -> Config {
+        self.write_back = yes;
+        self
+    }
+
+    /// Whether chunks are stored with a checksum of their bytes. Default: false. Who reads a chunk that has one, with or
+    /// without this option, looks at the bytes when it first reads them, and takes a chunk that is not what was stored for
+    /// one that is not there: it logs an error, and counts it ([`stale_chunks`](crate::ClientStats::stale_chunks)). Both
+    /// sides go through the bytes once more for it, on the thread that stores or reads, also where callers await.
+    pub fn checksum(mut self, yes: bool) -> Config {
+        self.checksum = yes;
         self
     }
 

@@ -151,6 +151,16 @@ pub enum Error {
         /// Where it was looked for, and what to do.
         reason: String,
     },
+    /// The region lies in memory that is not coherent between hosts, and on this processor it is not known how a process writes
+    /// its cache back.
+    #[error(
+        "region {region_id} lies in a pool that needs cache lines written back, which maru can't do on {}; use a coherent pool",
+        std::env::consts::ARCH
+    )]
+    NoWriteBack {
+        /// The region.
+        region_id: u32,
+    },
     /// The memory of a region can't be mapped.
     #[error("can't map region {region_id}: {source}")]
     Map {

@@ -10,7 +10,7 @@ use maru_proto::{KeyDigest, LocationRecord};
 
 use crate::error::{Error, Result, Revocation};
 use crate::lease;
-use crate::memory::Region;
+use crate::memory::{Region, Stale};
 use crate::shared::Shared;
 
 /// The chunks of one acquire: a few allocations however many there are.
@@ -69,7 +69,7 @@ impl<'a> Found<'a> {
         Found { shared, link, chunks: Vec::with_capacity(chunks.min(1024)), regions: Vec::new() }
     }
 
-    /// Adds a chunk that the server has pinned. `false` when its region is gone.
+    /// Adds a chunk that the server has pinned. `false` when its region is gone, or its bytes are not what was stored.
     ///
     /// # Errors
     /// [`Error::Map`](crate::Error::Map) and those of any request. Nothing is added then, and the pin is the caller's to
@@ -85,6 +85,19 @@ impl<'a> Found<'a> {
         }
         let region = self.regions.last().expect("a region was pushed if there was none");
         let (offset, length) = region.range(location.offset.get(), location.length.get())?;
+        let looked = region.before_read(location, offset, length);
+        if looked == Ok(true) {
+            self.shared.pages_invalidated.fetch_add(1, Ordering::Relaxed);
+        }
+        if looked == Err(Stale) {
+            let (page_index, generation) = (region.page_of(offset), location.generation.get());
+            tracing::error!(
+                %digest, region_id, page_index, generation,
+                "the bytes of a chunk are not those that were stored, so it is taken for missing; is the pool coherent?"
+            );
+            self.shared.stale_chunks.fetch_add(1, Ordering::Relaxed);
+            return Ok(false);
+        }
         self.chunks.push(Chunk {
             digest,
             start: NonNull::new(region.at(offset)).expect("a mapping is not at address 0"),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::error::{Error, Result};
 use crate::memory::{Claim, copy_nontemporal};
@@ -90,9 +91,11 @@ impl PageMut {
         Arc::ptr_eq(&self.shared, shared)
     }
 
-    /// Bytes from the region's beginning to the page.
-    pub(crate) fn offset(&self) -> u64 {
-        self.claim.region.page_offset(self.claim.page_index) as u64
+    /// Has all that was written into the page in memory, where that does not come about by itself.
+    pub(crate) fn write_back(&self) {
+        if self.claim.region.write_back(self.claim.page_index) {
+            self.shared.pages_written_back.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Lets go of the page without giving it back; whoever calls this says what becomes of it.
@@ -140,6 +143,8 @@ impl fmt::Debug for PageMut {
 
 impl Drop for PageMut {
     fn drop(&mut self) {
+        // What was written is of no use, and must not come to memory once the page is somebody else's.
+        self.write_back();
         self.shared.own.release(self.location());
     }
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, ProtocolError, Result};
 use crate::handler::Announcements;
 use crate::lease::Lease;
 use crate::maintenance::Bell;
-use crate::memory::{Access, LocalPool, OwnPages, Region, Regions};
+use crate::memory::{Access, Coherence, LocalPool, OwnPages, Region, Regions};
 use crate::page::PageLocation;
 use crate::pins::{PinKind, Pins};
 use crate::rpc::request::{GetRegion, Heartbeat, ListAllocations, ListPools, RequestAlloc, ReturnAlloc};
@@ -87,6 +87,11 @@ pub(crate) struct Shared {
     closed: AtomicBool,
     /// Own regions that were given back.
     pub(crate) returned: Mutex<HashSet<u32>>,
+    /// Pages that were written back from the cache, or dropped from it.
+    pub(crate) pages_written_back: AtomicU64,
+    pub(crate) pages_invalidated: AtomicU64,
+    /// Chunks that were found, and were not what was stored.
+    pub(crate) stale_chunks: AtomicU64,
     pub(crate) bell: Arc<Bell>,
     /// How long calls take, where that is wanted.
     pub(crate) call_times: Option<CallTimes>,
@@ -189,6 +194,9 @@ impl Shared {
             expanding: Mutex::default(),
             closed: AtomicBool::new(false),
             returned: Mutex::default(),
+            pages_written_back: AtomicU64::new(0),
+            pages_invalidated: AtomicU64::new(0),
+            stale_chunks: AtomicU64::new(0),
             bell,
             call_times: config.report_stats.then(CallTimes::default),
             config,
@@ -374,7 +382,7 @@ impl Shared {
         };
         let region_id = record.region_id.get();
         let access = Access::ReadWrite { prefault: self.config.prefault };
-        match Region::map(&record, &file, access) {
+        match Region::map(&record, &file, access, Coherence::of(&record, &self.config)) {
             Ok(region) if region.page_size() == self.config.page_size => Ok(Arc::new(region)),
             mapped => {
                 self.return_region(region_id);
@@ -446,7 +454,10 @@ impl Shared {
             }),
         };
         match described {
-            Ok((record, file)) => Region::map(&record, &file, self.foreign_access()).map(Some),
+            Ok((record, file)) => {
+                let coherence = Coherence::of(&record, &self.config);
+                Region::map(&record, &file, self.foreign_access(), coherence).map(Some)
+            }
             Err(Error::Refused { status: FrameStatus::RegionNotFound, .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -531,6 +542,8 @@ impl Drop for Shared {
     fn drop(&mut self) {
         self.close();
         // A region with pages that were held when the handler was closed is given back only now.
+        let detached = self.own.write_back_detached();
+        self.pages_written_back.fetch_add(detached, Ordering::Relaxed);
         let regions = self.own.regions().iter().map(|region| region.id()).collect::<Vec<_>>();
         self.give_back(&regions);
         self.bell.stop();

@@ -162,6 +162,13 @@ pub struct ClientStats {
     pub free_pages: u64,
     /// Regions that are mapped, own and foreign.
     pub mapped_regions: usize,
+    /// How often an own page was written back from the cache to memory that is not coherent between hosts.
+    pub pages_written_back: u64,
+    /// How often a chunk of another instance was dropped from the cache, to be fetched from such memory.
+    pub pages_invalidated: u64,
+    /// Chunks of others whose bytes were not those that were stored, by their checksum, and which were not handed out: each
+    /// time that one was asked for.
+    pub stale_chunks: u64,
     /// How often the session went on on new connections after one was lost.
     pub resumes: u64,
     /// Chunks whose guards were [revoked](crate::Error::Revoked) for good, since the server had released their pins.

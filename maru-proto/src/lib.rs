@@ -1,4 +1,4 @@
-//! The wire of maru, version 1, without I/O: frames, records, statuses and the digest of a key.
+//! The wire of maru, version 1, without I/O: frames, records, statuses, the digest of a key and the checksum of a chunk.
 //!
 //! A conversation is a sequence of frames, each a 16-byte [`Header`] and a body: one record, or an array of
 //! records of one type. Records are plain little-endian structs that are cast in place, so neither encoding nor
@@ -23,6 +23,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod cache_lines;
+mod checksum;
 mod digest;
 mod frame;
 mod hello;
@@ -32,6 +34,8 @@ mod pool_header;
 mod records;
 mod status;
 
+pub use cache_lines::CacheLines;
+pub use checksum::checksum;
 pub use digest::{DigestKey, KeyDigest};
 pub use frame::{
     BodyError, BufferTooSmall, DecodeError, Flags, Frame, Head, Header, Step, decode, encode,

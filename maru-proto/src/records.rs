@@ -173,8 +173,10 @@ records! {
         region_id: U32,
         /// Bytes of the chunk; at least 1, at most a page.
         length: U32,
-        /// Where the page begins in the region: a multiple of the page size.
-        offset: U64,
+        /// The index of its page in the region.
+        page_index: U32,
+        /// The [checksum](crate::checksum) of its bytes, or 0 for none.
+        checksum: U32,
     }
 
     /// Where a chunk is.
@@ -191,8 +193,8 @@ records! {
         length: U64,
         /// The registration's number: a page holds other bytes under another generation.
         generation: U32,
-        /// 0.
-        reserved_end: U32,
+        /// The checksum that it was registered with; 0 for none.
+        checksum: U32,
     }
 
     /// HEARTBEAT, answered: the server's run and its clock.
@@ -365,8 +367,10 @@ records! {
         owner: U32,
         /// Pins of all instances.
         pins: U32,
+        /// The checksum that it was registered with; 0 for none.
+        checksum: U32,
         /// 0.
-        reserved: [U32; 3],
+        reserved: [U32; 2],
     }
 
     /// LIST_PINS: which pins, from where on.
@@ -451,7 +455,7 @@ impl LocationRecord {
             offset: U64::ZERO,
             length: U64::ZERO,
             generation: U32::ZERO,
-            reserved_end: U32::ZERO,
+            checksum: U32::ZERO,
         }
     }
 }

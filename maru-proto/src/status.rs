@@ -93,7 +93,7 @@ statuses_enum! {
         /// The region does not exist (any more).
         RegionNotFound = 6, "region_not_found", "the region does not exist";
         /// Offset and length are not one page of the region.
-        OutOfBounds = 7, "out_of_bounds", "offset and length do not lie inside one page of the region";
+        OutOfBounds = 7, "out_of_bounds", "the region has no such page, or the chunk is longer than a page or empty";
         /// The region belongs to another instance, or to nobody.
         NotOwner = 8, "not_owner", "the region belongs to another instance";
         /// Not tried: a prefix-stop batch ended before it.

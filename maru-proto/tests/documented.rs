@@ -180,8 +180,8 @@ fn records() {
         PageRecord { region_id, page_index }
         PagesRequest { region_id, first_page }
         PinsRecord { digest, generation, guards, named, reserved }
-        RegisterRecord { digest, region_id, length, offset }
-        LocationRecord { status, reserved, region_id, offset, length, generation, reserved_end }
+        RegisterRecord { digest, region_id, length, page_index, checksum }
+        LocationRecord { status, reserved, region_id, offset, length, generation, checksum }
         HeartbeatRecord { epoch, uptime_ms }
         StatRecord { kind, detail, reserved, value }
         UsageRequest { after, reserved }
@@ -199,7 +199,9 @@ fn records() {
             max_regions_per_instance, reserved,
         }
         EntryRequest { digest }
-        EntryRecord { digest, region_id, page_index, offset, length, generation, owner, pins, reserved }
+        EntryRecord {
+            digest, region_id, page_index, offset, length, generation, owner, pins, checksum, reserved,
+        }
         ListPinsRequest { digest, after, instance, held_s, of_digest, reserved }
         HeldPinsRecord { digest, cursor, instance, generation, guards, named, held_s, length, reserved }
         ReleasePinsRecord { digest, generation, instance, held_s }
@@ -259,6 +261,14 @@ fn digests() {
     for row in rows(&["message", "digest"]) {
         let message = if row[0] == "empty" { "" } else { &row[0] };
         assert_eq!(row[1], key.digest(message.as_bytes()).to_string(), "{message}");
+    }
+}
+
+#[test]
+fn checksums() {
+    for row in rows(&["bytes", "checksum"]) {
+        let bytes = row[0].split(' ').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect::<Vec<_>>();
+        assert_eq!(row[1], format!("0x{:08x}", checksum(&bytes)), "{}", row[0]);
     }
 }
 
@@ -331,13 +341,15 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
         digest: first,
         region_id: 3.into(),
         length: 1_000_000.into(),
-        offset: (1 << 20).into(),
+        page_index: 1.into(),
+        checksum: checksum(&[7; 1_000_000]).into(),
     };
     let mut location = LocationRecord::without(RecordStatus::Ok);
     location.region_id = 3.into();
     location.offset = (1 << 20).into();
     location.length = 1_000_000.into();
     location.generation = 12.into();
+    location.checksum = register.checksum;
     let pins = PinsRecord {
         digest: first,
         generation: 12.into(),

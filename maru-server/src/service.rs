@@ -931,8 +931,8 @@ impl Service {
         let digest_of = |record: &RegisterRecord| digest(&record.digest);
         self.serve_each(batch, Near::All, digest_of, out, |state, request, record| {
             let region = RegionId(record.region_id.get());
-            let (offset, length) = (record.offset.get(), record.length.get());
-            match state.register(request, digest_of(record), region, offset, length) {
+            let (page, length) = (record.page_index.get(), record.length.get());
+            match state.register(request, digest_of(record), region, page, length, record.checksum.get()) {
                 Registered::Done => RecordStatus::Ok,
                 Registered::Exists => RecordStatus::Exists,
                 Registered::RegionNotFound => RecordStatus::RegionNotFound,
@@ -1367,6 +1367,7 @@ fn location_record(location: &Location) -> LocationRecord {
         offset: location.offset.into(),
         length: u64::from(location.length).into(),
         generation: location.generation.into(),
+        checksum: location.checksum.into(),
         ..LocationRecord::without(RecordStatus::Ok)
     }
 }
@@ -1381,7 +1382,8 @@ fn entry_record(digest: KeyDigest, entry: &EntryInfo) -> EntryRecord {
         generation: entry.location.generation.into(),
         owner: entry.owner.map_or(0, |owner| owner.0).into(),
         pins: entry.pins.into(),
-        reserved: [0.into(); 3],
+        checksum: entry.location.checksum.into(),
+        reserved: [0.into(); 2],
     }
 }
 

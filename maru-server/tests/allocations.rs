@@ -78,11 +78,12 @@ fn a_hundred_thousand_requests_allocate_nothing() {
     let region = RegionRecord::read_from_bytes(&region.body).unwrap().region_id;
 
     let digests = (0..64).map(|n| KeyDigest::from_bytes([n; 16])).collect::<Vec<_>>();
-    let records = (0u64..).zip(&digests).map(|(page, &digest)| RegisterRecord {
+    let records = (0u32..).zip(&digests).map(|(page, &digest)| RegisterRecord {
         digest,
         region_id: region,
         length: 4096.into(),
-        offset: (page * 4096).into(),
+        page_index: page.into(),
+        checksum: 0.into(),
     });
     let records = records.collect::<Vec<_>>();
     let one = &digests[..1];

@@ -46,11 +46,12 @@ fn ten_million_entries_come_and_go() {
                 next = next.wrapping_add(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);
                 KeyDigest::from_bytes(next.to_le_bytes())
             });
-            let records = (0u64..).zip(&digests).map(|(page, digest)| RegisterRecord {
+            let records = (0u32..).zip(&digests).map(|(page, digest)| RegisterRecord {
                 digest: *digest,
                 region_id,
                 length: 4096.into(),
-                offset: (page * 4096).into(),
+                page_index: page.into(),
+                checksum: 0.into(),
             });
             let records = records.collect::<Vec<_>>();
             let registered = peer.call(Opcode::BatchRegisterKv, Flags::NONE, &records);

@@ -219,7 +219,8 @@ fn what_becomes_of_instances_and_regions_is_a_line_each_with_number_name_and_rea
         digest: KeyDigest::from_bytes([7; 16]),
         region_id: 1.into(),
         length: 5.into(),
-        offset: 0.into(),
+        page_index: 0.into(),
+        checksum: 0.into(),
     };
     peer.call(Opcode::RegisterKv, Flags::NONE, &[region]);
     // A second connection that goes on with the session, as after a loss.

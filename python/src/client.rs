@@ -49,8 +49,7 @@ impl Client {
     /// Connects and opens an instance.
     #[new]
     #[pyo3(signature = (address, instance_id, chunk_size, region_size, *, timeout_ms, expand_size, auto_expand, eager,
-                        prefault, map_all, copy_on_write, auth_token, report_stats,
-                        tls_ca, tls_identity))]
+                        prefault, map_all, copy_on_write, checksum, auth_token, report_stats, tls_ca, tls_identity))]
     #[expect(clippy::too_many_arguments, reason = "they are named, and one class calls this")]
     fn new(
         py: Python<'_>,
@@ -65,6 +64,7 @@ impl Client {
         prefault: bool,
         map_all: bool,
         copy_on_write: bool,
+        checksum: bool,
         auth_token: Option<Vec<u8>>,
         report_stats: bool,
         tls_ca: Option<PathBuf>,
@@ -83,6 +83,7 @@ impl Client {
             .prefault(prefault)
             .copy_on_write(copy_on_write)
             .report_stats(report_stats)
+            .checksum(checksum)
             .timeout(Duration::from_millis(timeout_ms));
         if let Some(size) = expand_size {
             config = config.expand_size(at_least_a_page(size));
@@ -343,6 +344,7 @@ impl Client {
         own.set_item("rpcs", figures.rpcs)?;
         own.set_item("resumes", figures.resumes)?;
         own.set_item("revoked_chunks", figures.revoked_chunks)?;
+        own.set_item("stale_chunks", figures.stale_chunks)?;
         let mut each = Vec::new();
         let number = self.handler.instance_number();
         for region in regions.iter().filter(|region| region.owner.get() == number) {

@@ -427,3 +427,16 @@ def test_private_access_lets_consumers_write_into_their_own_copy(connect: Connec
     info.view[0:1] = b"X"
     assert bytes(info.view) == b"Xhunk"
     assert bytes(owner.retrieve("key").view) == b"chunk"
+
+
+def test_a_chunk_that_is_not_what_was_stored_is_taken_for_missing(server: Server, connect: Connect) -> None:
+    owner, readers = connect(checksum=True), [connect(), connect()]
+    owner.store("key", data=b"chunk")
+    info = owner.retrieve("key")
+    assert bytes(readers[0].retrieve("key").view) == b"chunk"
+    with (server.socket.parent / "pool" / f"region-{info.region_id}").open("r+b") as region:
+        region.seek(info.page_index * CHUNK + 2)
+        region.write(b"?")
+    assert readers[1].retrieve("key") is None
+    assert readers[1].batch_retrieve(["key"]) == [None]
+    assert readers[1].get_stats()["store_regions"]["stale_chunks"] == 2

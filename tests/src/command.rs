@@ -32,6 +32,10 @@ pub struct ClientConfig {
     pub auth_token: String,
     /// How long a request may take.
     pub timeout: Duration,
+    /// Whether chunks are stored with a checksum.
+    pub checksum: bool,
+    /// Whether memory is taken for not coherent.
+    pub write_back: bool,
 }
 
 impl ClientConfig {
@@ -50,6 +54,8 @@ impl ClientConfig {
             tls_ca: None,
             auth_token: String::new(),
             timeout: Duration::from_secs(5),
+            checksum: false,
+            write_back: false,
         }
     }
 }

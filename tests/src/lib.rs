@@ -15,6 +15,7 @@ mod proxy;
 mod scrape;
 mod server;
 mod sever;
+mod wire;
 
 pub use certificates::{Authority, Certificate};
 pub use client::ClientProcess;
@@ -27,6 +28,7 @@ pub use proxy::{Direction, Proxy};
 pub use scrape::{Sample, Scrape, get};
 pub use server::ServerProcess;
 pub use sever::sever;
+pub use wire::WireClient;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

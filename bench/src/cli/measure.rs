@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use super::chunk_size;
 use crate::error::BenchError;
@@ -331,6 +332,32 @@ pub(crate) enum Switch {
 pub(crate) struct StoreArgs {
     #[command(flatten)]
     pub(crate) chunks: ChunkArgs,
+
+    /// What memory is taken for: coherent between hosts, or such that has cache lines written back and dropped. The latter is
+    /// measured beside stores without, and so is what each of the steps costs.
+    #[arg(long, value_enum, default_value = "coherent")]
+    pub(crate) coherence: Coherence,
+
+    /// Store with checksums, and measure that beside stores without.
+    #[arg(long)]
+    pub(crate) checksum: bool,
+}
+
+impl StoreArgs {
+    /// Whether stores with something are held against stores without.
+    pub(crate) fn is_compared(&self) -> bool {
+        self.coherence == Coherence::Writeback || self.checksum
+    }
+}
+
+/// What memory is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Coherence {
+    /// What one host writes others read.
+    Coherent,
+    /// Lines have to be written back, and dropped.
+    Writeback,
 }
 
 /// Measure how fast chunks of another instance are read: acquired, every byte read in place, released.

@@ -45,7 +45,7 @@ impl Directory {
     }
 
     /// Registers entries from a page on.
-    pub(crate) fn register(&mut self, digests: &[KeyDigest], page: u64) {
+    pub(crate) fn register(&mut self, digests: &[KeyDigest], page: u32) {
         let mut request = self.request(digests.len());
         for (chunk, first) in digests.chunks(AHEAD).zip((page..).step_by(AHEAD)) {
             self.state.prefetch(chunk.iter().map(digest));
@@ -59,8 +59,8 @@ impl Directory {
         Request::new(self.caller, Duration::ZERO, keys)
     }
 
-    fn insert(&mut self, request: &mut Request, digest: Digest, page: u64) {
-        let registered = self.state.register(request, digest, self.region, page * PAGE, 64);
+    fn insert(&mut self, request: &mut Request, digest: Digest, page: u32) {
+        let registered = self.state.register(request, digest, self.region, page, 64, 0);
         assert_eq!(registered, Registered::Done);
     }
 
@@ -98,8 +98,9 @@ pub(crate) fn grow(entries: u32) -> Result<(f64, Duration), BenchError> {
     // The region's page table, 4 bytes a page, is there by now; entries and index are not touched yet.
     let before = resident_bytes()?;
     let mut worst = Duration::ZERO;
-    for page in 0..u64::from(entries) {
-        let digest = Digest(u128::from(mix(page)) << 64 | u128::from(mix(!page)));
+    for page in 0..entries {
+        let n = u64::from(page);
+        let digest = Digest(u128::from(mix(n)) << 64 | u128::from(mix(!n)));
         let began = Instant::now();
         directory.insert(&mut directory.request(1), digest, page);
         worst = worst.max(began.elapsed());

@@ -163,8 +163,13 @@ pub(crate) fn return_region(channel: &mut Channel, region: u32) -> Result<(), Be
 
 /// The record that makes a page of [`PAGE`] bytes an entry.
 pub(crate) fn register_record(digest: KeyDigest, region: u32, page: u32) -> RegisterRecord {
-    let offset = u64::from(page) * PAGE;
-    RegisterRecord { digest, region_id: region.into(), length: 4096.into(), offset: offset.into() }
+    RegisterRecord {
+        digest,
+        region_id: region.into(),
+        length: 4096.into(),
+        page_index: page.into(),
+        checksum: 0.into(),
+    }
 }
 
 /// Sends all records in batches of `most`, and has each status looked at.

@@ -96,11 +96,16 @@ impl<'a, W: Way> Operations<'a, W> {
         pages: Vec<PageMut>,
         outcomes: &mut StoredEach,
     ) -> Result<()> {
-        let record = |(digest, page): (&KeyDigest, &PageMut)| RegisterRecord {
-            digest: *digest,
-            region_id: page.region_id().into(),
-            length: u32::try_from(page.len()).expect("a page has less than 4 GiB").into(),
-            offset: page.offset().into(),
+        let record = |(digest, page): (&KeyDigest, &PageMut)| {
+            let checksum = if self.shared.config.checksum { maru_proto::checksum(page) } else { 0 };
+            page.write_back();
+            RegisterRecord {
+                digest: *digest,
+                region_id: page.region_id().into(),
+                length: u32::try_from(page.len()).expect("a page has less than 4 GiB").into(),
+                page_index: page.page_index().into(),
+                checksum: checksum.into(),
+            }
         };
         let records = digests.iter().zip(&pages).map(record).collect::<Vec<_>>();
         let locations: Vec<PageLocation> =

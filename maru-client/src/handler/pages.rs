@@ -1,6 +1,7 @@
 //! Own memory: pages, and where they come from.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use maru_proto::{ClientOperation, FrameStatus, ReclaimRequest};
@@ -147,7 +148,11 @@ impl MaruHandler {
     /// [`Error::RegionNotFound`] where it is no page of this instance, [`Error::WrongPageState`] where it is not
     /// detached: a page that is free already, or stored, or held by a [`PageMut`] stays what it is.
     pub fn free_by_location(&self, region_id: u32, page_index: u32) -> Result<()> {
-        self.shared.own.release_detached(PageLocation { region_id, page_index })
+        let page = PageLocation { region_id, page_index };
+        if self.shared.own.write_back(page) {
+            self.shared.pages_written_back.fetch_add(1, Ordering::Relaxed);
+        }
+        self.shared.own.release_detached(page)
     }
 
     /// Takes a detached page up again.

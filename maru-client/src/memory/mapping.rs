@@ -98,13 +98,19 @@ impl Mapping {
         }
     }
 
-    /// Has every page mapped by a write that changes nothing.
+    /// Has every page mapped by a write that changes nothing, and leaves nothing in the cache that could be written to memory
+    /// later.
     fn touch(&self) {
+        let lines = CacheLines::of_this_processor();
         for offset in (0..self.len()).step_by(TOUCH_STEP) {
             // SAFETY: the offset is inside the mapping, which nobody else knows of yet.
             let byte = unsafe { self.at(offset).read_volatile() };
             // SAFETY: the same, and the mapping is writable.
             unsafe { self.at(offset).write_volatile(byte) };
+            if let Some(lines) = lines {
+                // SAFETY: the same.
+                unsafe { lines.write_back_at(self.at(offset), 1) };
+            }
         }
     }
 }

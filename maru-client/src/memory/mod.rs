@@ -1,14 +1,18 @@
 //! The memory of regions: mapping it, copying into it, and knowing whose each page is.
 
 mod bitmap;
+mod coherence;
 mod copy;
+mod first_read;
 mod mapping;
 mod own;
 mod pages;
 mod pools;
 mod regions;
 
+pub(crate) use coherence::Coherence;
 pub use copy::copy_nontemporal;
+pub(crate) use first_read::Stale;
 pub(crate) use mapping::{Access, Extent, Mapping};
 pub(crate) use own::{Claim, OwnPages};
 pub use pools::DeviceMap;

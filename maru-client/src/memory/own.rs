@@ -178,6 +178,24 @@ impl OwnPages {
         self.change(page, PageAllocator::release_detached)
     }
 
+    /// Has what was written into a page in memory, before it is given up; `false` where there is no need, or no page.
+    pub(crate) fn write_back(&self, page: PageLocation) -> bool {
+        let region = {
+            let table = lock(&self.table);
+            table.by_id.get(&page.region_id).map(|index| Arc::clone(&table.regions[*index].region))
+        };
+        let region = region.filter(|region| page.page_index < region.pages());
+        region.is_some_and(|region| region.write_back(page.page_index))
+    }
+
+    /// The same for all pages that are detached, before their regions are given back; how many there were.
+    pub(crate) fn write_back_detached(&self) -> u64 {
+        let table = lock(&self.table);
+        let needs_it = table.regions.iter().filter(|own| own.region.lines().is_some());
+        let pages = needs_it.flat_map(|own| own.pages.detached().map(|page| own.region.write_back(page)));
+        pages.map(u64::from).sum()
+    }
+
     /// Held pages are about to be registered.
     ///
     /// # Errors
@@ -286,8 +304,8 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Access;
-    use crate::memory::regions::tests::region;
+    use crate::memory::regions::tests::{region, region_over};
+    use crate::memory::{Access, Coherence};
 
     fn own(regions: &[(u32, u32)]) -> OwnPages {
         let own = OwnPages::default();
@@ -354,6 +372,24 @@ mod tests {
         let claim = own.reclaim_and_take(0, &[page(1, 1), page(1, 1), page(9, 0)]).unwrap().unwrap();
         assert_eq!(claim.page_index, 1);
         assert_eq!(take(&own), None, "handed back twice is not free twice");
+    }
+
+    #[test]
+    fn what_was_written_into_pages_that_are_given_up_is_written_back() {
+        let own = OwnPages::default();
+        let access = Access::ReadWrite { prefault: false };
+        let file = tempfile::tempfile().unwrap();
+        let region = region_over(&file, 4, 4096, access, Coherence::Writeback);
+        own.insert(0, Arc::new(region)).unwrap();
+        own.open(1);
+        let [stored, detached, _held] = [(); 3].map(|()| page(1, take(&own).unwrap().1));
+        own.submit(&[stored]).unwrap();
+        own.settle([(stored, true)]);
+        assert_eq!(own.write_back_detached(), 0, "a stored page was written back before");
+        own.detach(detached).unwrap();
+        assert_eq!(own.write_back_detached(), 1);
+        assert!(own.write_back(detached));
+        assert!(!own.write_back(page(1, 4)) && !own.write_back(page(2, 0)), "there are no such pages");
     }
 
     #[test]

@@ -58,6 +58,12 @@ impl PageAllocator {
         self.states.len() - self.free_count as usize - self.stored_count as usize
     }
 
+    /// Pages that are known by their location only.
+    pub(super) fn detached(&self) -> impl Iterator<Item = u32> {
+        let is_detached = |(page, state): (u32, &State)| (*state == State::Detached).then_some(page);
+        (0..).zip(&self.states).filter_map(is_detached)
+    }
+
     /// Takes the lowest free page, held from now on.
     pub(super) fn take(&mut self) -> Option<u32> {
         let page = self.free.first()?;

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use maru_proto::{PoolHeader, PoolKind, PoolRecord, PoolUuid, RegionRecord};
+use maru_proto::{CacheLines, PoolHeader, PoolKind, PoolRecord, PoolUuid, RegionRecord};
 use memmap2::MmapOptions;
 
 use crate::error::{Error, Result};
@@ -158,7 +158,12 @@ fn read_header(path: &Path, is_device: bool) -> io::Result<PoolHeader> {
     let file = File::open(if is_device { path.to_owned() } else { path.join(HEADER_FILE) })?;
     let mut area = [0; PoolHeader::SLOTS_LEN];
     if file.metadata()?.file_type().is_char_device() {
-        area.copy_from_slice(&map_beginning(&file)?[..PoolHeader::SLOTS_LEN]);
+        let beginning = map_beginning(&file)?;
+        // As it is in memory, and not as this host has seen it earlier.
+        if let Some(lines) = CacheLines::of_this_processor() {
+            lines.invalidate(&beginning[..PoolHeader::SLOTS_LEN]);
+        }
+        area.copy_from_slice(&beginning[..PoolHeader::SLOTS_LEN]);
     } else {
         file.read_exact_at(&mut area, 0)?;
     }

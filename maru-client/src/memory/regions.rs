@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, RwLock};
 
-use maru_proto::RegionRecord;
+use maru_proto::{CacheLines, RegionRecord};
 
-use super::{Access, Extent, Mapping};
+use super::first_read::Seen;
+use super::{Access, Coherence, Extent, Mapping};
 use crate::error::{Error, ProtocolError, Result};
 use crate::sync::{lock, read, write};
 
@@ -19,14 +20,23 @@ pub(crate) struct Region {
     /// Bytes of all pages.
     length: usize,
     mapping: Mapping,
+    /// How its lines are written back and dropped, where they have to be.
+    lines: Option<CacheLines>,
+    pub(super) seen: Seen,
 }
 
 impl Region {
     /// Maps a region as the server describes it.
     ///
     /// # Errors
-    /// [`Error::Protocol`] where its sizes contradict each other, [`Error::Map`] where the system refuses.
-    pub(crate) fn map(record: &RegionRecord, file: &File, access: Access) -> Result<Region> {
+    /// [`Error::Protocol`] where its sizes contradict each other, [`Error::Map`] where the system refuses,
+    /// [`Error::NoWriteBack`] where it needs what this processor can't do.
+    pub(crate) fn map(
+        record: &RegionRecord,
+        file: &File,
+        access: Access,
+        coherence: Coherence,
+    ) -> Result<Region> {
         let id = record.region_id.get();
         let pages = record.pages.get();
         let page_size = usize::try_from(record.page_size.get()).map_err(|_| ProtocolError::Region(id))?;
@@ -40,9 +50,15 @@ impl Region {
         let extent =
             extent.filter(|extent| isize::try_from(*extent).is_ok()).ok_or(ProtocolError::Region(id))?;
         let extent = Extent { offset: record.file_offset.get(), length: extent };
+        let lines = match coherence {
+            Coherence::Coherent => None,
+            Coherence::Writeback => {
+                Some(CacheLines::of_this_processor().ok_or(Error::NoWriteBack { region_id: id })?)
+            }
+        };
         let mapping = Mapping::new(file, extent, access);
         let mapping = mapping.map_err(|source| Error::Map { region_id: id, source })?;
-        Ok(Region { id, page_size, pages, length, mapping })
+        Ok(Region { id, page_size, pages, length, mapping, lines, seen: Seen::default() })
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -95,6 +111,25 @@ impl Region {
             (Ok(offset), Ok(length)) if inside => Ok((offset, length)),
             _ => Err(ProtocolError::Location { region_id: self.id, offset, length }),
         }
+    }
+
+    /// How its lines are written back and dropped, where they have to be.
+    pub(super) fn lines(&self) -> Option<CacheLines> {
+        self.lines
+    }
+
+    /// Has all that this host wrote into a page in memory, where that does not come about by itself. It is the whole page,
+    /// since what writes into it also does so by addresses; lines that are not in the cache take a third of the time. `false`
+    /// where there was no need.
+    ///
+    /// # Panics
+    /// When the region has no such page.
+    pub(crate) fn write_back(&self, page: u32) -> bool {
+        let Some(lines) = self.lines else { return false };
+        assert!(page < self.pages, "page {page} is one of the region");
+        // SAFETY: the page is inside the mapping, which can be read.
+        unsafe { lines.write_back_at(self.at(self.page_offset(page)), self.page_size) };
+        true
     }
 
     /// Where a byte of the region is in this process.
@@ -221,7 +256,19 @@ pub(crate) mod tests {
     pub(crate) fn region(id: u32, pages: u32, page_size: usize, access: Access) -> Region {
         let file = tempfile::tempfile().unwrap();
         file.set_len(u64::from(pages) * page_size as u64).unwrap();
-        Region::map(&record(id, pages, page_size as u64), &file, access).unwrap()
+        Region::map(&record(id, pages, page_size as u64), &file, access, Coherence::Coherent).unwrap()
+    }
+
+    /// A mapped region over an empty file.
+    pub(crate) fn region_over(
+        file: &File,
+        pages: u32,
+        page_size: usize,
+        access: Access,
+        coherence: Coherence,
+    ) -> Region {
+        file.set_len(u64::from(pages) * page_size as u64).unwrap();
+        Region::map(&record(1, pages, page_size as u64), file, access, coherence).unwrap()
     }
 
     fn record(id: u32, pages: u32, page_size: u64) -> RegionRecord {
@@ -244,11 +291,12 @@ pub(crate) mod tests {
         let contradictory = [record(0, 1, 4096), record(3, 0, 4096), record(3, 1, 0), record(3, 9, u64::MAX)];
         let bad = contradictory.into_iter().chain([too_small, cut_short]);
         for record in bad {
-            let error = Region::map(&record, &file, Access::ReadOnly).unwrap_err();
+            let error = Region::map(&record, &file, Access::ReadOnly, Coherence::Coherent).unwrap_err();
             assert!(matches!(error, Error::Protocol(ProtocolError::Region(_))), "{record:?}: {error}");
         }
-        let longer_than_its_file = Region::map(&record(3, 2, 4096), &file, Access::ReadOnly).unwrap_err();
-        assert!(matches!(longer_than_its_file, Error::Map { region_id: 3, .. }), "{longer_than_its_file}");
+        let too_long = Region::map(&record(3, 2, 4096), &file, Access::ReadOnly, Coherence::Coherent);
+        let too_long = too_long.unwrap_err();
+        assert!(matches!(too_long, Error::Map { region_id: 3, .. }), "{too_long}");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use maru_proto::{DigestKey, PoolUuid};
 use tracing::warn;
 
 use crate::pool::PoolIdentity;
-use crate::state::{Change, PoolId, RegionId, RegionInfo, Saved, SavedRegion, Scatter, State};
+use crate::state::{Change, PoolId, RegionId, RegionInfo, Saved, SavedEntry, SavedRegion, Scatter, State};
 pub(crate) use folder::StateFolder;
 pub use page_table::PageTable;
 use state_file::{Found, StateFile};
@@ -187,9 +187,10 @@ impl Journal {
                     table.retire();
                 }
             }
-            Change::Stored { region, page, digest, length, generation } => {
+            Change::Stored { region, page, digest, length, generation, checksum } => {
                 self.state.registered(generation);
-                self.table(region).store(page, digest, length, generation);
+                let entry = SavedEntry { page, digest, length, generation, checksum };
+                self.table(region).store(&entry);
             }
             Change::Freed { region, page } => self.table(region).free(page),
             Change::Held { region, page } => self.table(region).hold(page),

@@ -27,7 +27,9 @@ const RETIRED: u32 = 3;
 /// The page is with whoever owns the region. What a page begins as.
 const HELD: u32 = 0;
 const FREED: u32 = 1;
+/// The page holds an entry: the low bits, under those of the sum over its fields.
 const ENTRY: u32 = 2;
+const SUM: u32 = !3;
 
 /// What is known of the region. The state is written last, and alone changes.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
@@ -56,15 +58,16 @@ struct Fixed {
     owner: u32,
 }
 
-/// What is known of one page. The state is written last.
+/// What is known of one page, in half a cache line. The state is written last.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 struct Record {
     digest: [u8; 16],
     length: u32,
     generation: u32,
-    /// Of the fields before it, the region and the page.
-    crc: u32,
+    /// The checksum of the entry's bytes; 0 for none.
+    checksum: u32,
+    /// [`HELD`], [`FREED`], or [`ENTRY`] with 30 bits of the sum of the fields before it, the region and the page.
     state: AtomicU32,
 }
 
@@ -163,11 +166,12 @@ impl PageTable {
             match record.state.load(Ordering::Acquire) {
                 HELD => {}
                 FREED => region.freed.push(page),
-                ENTRY if record.crc == record.sum(id.0, page) => region.entries.push(SavedEntry {
+                state if state == record.entry_state(id.0, page) => region.entries.push(SavedEntry {
                     page,
                     digest: Digest::from(record.digest),
                     length: record.length,
                     generation: record.generation,
+                    checksum: record.checksum,
                 }),
                 _ => return damaged(path, format!("the record of page {page} is not what was written")),
             }
@@ -192,14 +196,14 @@ impl PageTable {
     }
 
     /// A page that was held holds an entry.
-    pub(super) fn store(&mut self, page: u32, digest: Digest, length: u32, generation: u32) {
+    pub(super) fn store(&mut self, entry: &SavedEntry) {
         let region = self.region;
-        let record = self.record(page);
-        record.digest = digest.0.to_le_bytes();
-        record.length = length;
-        record.generation = generation;
-        record.crc = record.sum(region, page);
-        record.state.store(ENTRY, Ordering::Release);
+        let record = self.record(entry.page);
+        record.digest = entry.digest.0.to_le_bytes();
+        record.length = entry.length;
+        record.generation = entry.generation;
+        record.checksum = entry.checksum;
+        record.state.store(record.entry_state(region, entry.page), Ordering::Release);
     }
 
     /// A page waits for its owner.
@@ -235,14 +239,15 @@ impl Fixed {
 }
 
 impl Record {
-    fn sum(&self, region: u32, page: u32) -> u32 {
-        let mut bytes = [0; 32];
+    /// The state of a page that holds the entry that is written here.
+    fn entry_state(&self, region: u32, page: u32) -> u32 {
+        let mut bytes = [0; 36];
         bytes[..16].copy_from_slice(&self.digest);
-        for (place, word) in bytes[16..].chunks_exact_mut(4).zip([self.length, self.generation, region, page])
-        {
+        let words = [self.length, self.generation, self.checksum, region, page];
+        for (place, word) in bytes[16..].chunks_exact_mut(4).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());
         }
-        crc32fast::hash(&bytes)
+        crc32fast::hash(&bytes) & SUM | ENTRY
     }
 }
 

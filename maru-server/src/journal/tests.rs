@@ -83,10 +83,12 @@ impl Server {
         Some(region.id)
     }
 
-    fn register(&mut self, owner: InstanceNumber, key: u128, region: RegionId, page: u64) -> Registered {
+    fn register(&mut self, owner: InstanceNumber, key: u128, region: RegionId, page: u32) -> Registered {
         let mut request = Request::new(owner, Duration::ZERO, 1);
         let length = 1 + u32::try_from(key).unwrap();
-        let registered = self.state.register(&mut request, digest(key), region, page * 4096, length);
+        // Some have a checksum, and some have none.
+        let checksum = length % 3 * 0x0123_4567;
+        let registered = self.state.register(&mut request, digest(key), region, page, length, checksum);
         self.keep();
         registered
     }
@@ -125,7 +127,7 @@ enum Op {
     End { who: usize },
     AddRegion { who: usize, pages: u32 },
     Return { region: usize },
-    Register { key: u128, region: usize, page: u64 },
+    Register { key: u128, region: usize, page: u32 },
     Delete { key: u128 },
     Reclaim { who: usize, want: usize },
     Evict { who: usize, want: usize },
@@ -139,7 +141,7 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => index.clone().prop_map(|who| Op::End { who }),
         4 => (index.clone(), 1..12u32).prop_map(|(who, pages)| Op::AddRegion { who, pages }),
         1 => index.clone().prop_map(|region| Op::Return { region }),
-        30 => (0..KEYS, index.clone(), 0..12u64)
+        30 => (0..KEYS, index.clone(), 0..12u32)
             .prop_map(|(key, region, page)| Op::Register { key, region, page }),
         10 => (0..KEYS).prop_map(|key| Op::Delete { key }),
         4 => (index.clone(), 0..3usize).prop_map(|(who, want)| Op::Reclaim { who, want }),

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 
-use maru_proto::{PoolHeader, PoolHeaderError, PoolUuid};
+use maru_proto::{CacheLines, PoolHeader, PoolHeaderError, PoolUuid};
 use memmap2::{MmapMut, MmapOptions};
 
 /// What a pool is known by: two of the same name hold the same only under the same incarnation.
@@ -34,6 +34,9 @@ pub(crate) struct HeaderArea {
 impl HeaderArea {
     /// The header that is there.
     pub(crate) fn read(map: MmapMut) -> Result<HeaderArea, PoolHeaderError> {
+        if let Some(lines) = CacheLines::of_this_processor() {
+            lines.invalidate(&map[..PoolHeader::SLOTS_LEN]);
+        }
         let (header, slot) = PoolHeader::read(&map)?;
         Ok(HeaderArea { map, header, slot })
     }
@@ -79,5 +82,9 @@ impl HeaderArea {
     fn flush(&self) {
         // Memory that is a device of its own has nothing behind it, and says so by an error.
         let _ = self.map.flush();
+        // Other hosts may not see what is in the caches of this one.
+        if let Some(lines) = CacheLines::of_this_processor() {
+            lines.write_back(&self.map[..PoolHeader::SLOTS_LEN]);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Allocation: how a region is given to an instance, given back, and its memory released.
 
+use super::checksums::Checksums;
 use super::entry::KvEntry;
 use super::eviction::EvictionPolicy;
 use super::pages::Pages;
@@ -94,6 +95,7 @@ impl State {
             owner: Some(owner),
             page_size,
             pages: Pages::new(pages),
+            checksums: Checksums::default(),
             entries: 0,
             entry_bytes: 0,
             pool,

@@ -27,6 +27,8 @@ pub enum Change {
         length: u32,
         /// The number of the registration.
         generation: u32,
+        /// The checksum that it was registered with; 0 for none.
+        checksum: u32,
     },
     /// A page holds nothing, and waits for its owner.
     Freed {

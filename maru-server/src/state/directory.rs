@@ -23,7 +23,7 @@ pub enum Registered {
     RegionNotFound,
     /// The region belongs to another instance, or to none any more.
     NotOwner,
-    /// The offset is no page's, or the length is 0 or more than a page.
+    /// The region has no such page, or the length is 0 or more than a page.
     OutOfBounds,
     /// The page holds an entry, or was freed and not yet taken back.
     PageInUse,
@@ -226,17 +226,19 @@ fn narrow(slot: usize) -> u32 {
 }
 
 impl State {
-    /// Makes the bytes at `offset` of a region of the caller's visible under a digest. The checks come in this order:
-    /// the region, its owner, the bounds, the digest, the page.
+    /// Makes the bytes at the start of a page of a region of the caller's visible under a digest, with the checksum that
+    /// the caller says they have; 0 for none. The checks come in this order: the region, its owner, the bounds, the digest,
+    /// the page.
     pub fn register(
         &mut self,
         request: &mut Request,
         digest: Digest,
         region: RegionId,
-        offset: u64,
+        page: u32,
         length: u32,
+        checksum: u32,
     ) -> Registered {
-        let registered = self.register_in(request, digest, region, offset, length);
+        let registered = self.register_in(request, digest, region, page, length, checksum);
         request.chain.advance(digest);
         registered
     }
@@ -246,8 +248,9 @@ impl State {
         request: &Request,
         digest: Digest,
         region: RegionId,
-        offset: u64,
+        page: u32,
         length: u32,
+        checksum: u32,
     ) -> Registered {
         let Some((slot, region)) = self.regions.find_mut(region) else {
             return Registered::RegionNotFound;
@@ -255,7 +258,8 @@ impl State {
         if region.owner != Some(request.caller) {
             return Registered::NotOwner;
         }
-        let (Some(page), Some(length)) = (region.page_at(offset), region.length_in_page(length)) else {
+        let length = region.length_in_page(length).filter(|_| page < region.pages.count());
+        let Some(length) = length else {
             return Registered::OutOfBounds;
         };
         if self.directory.find(digest).is_some() {
@@ -265,9 +269,10 @@ impl State {
             return Registered::PageInUse;
         }
         let entry = self.directory.insert(digest, slot, page, length);
-        region.add_entry(page, entry, length);
+        region.add_entry(page, entry, length, checksum);
         let (region, generation) = (region.id, self.directory.at(entry).generation);
-        self.changes.note(Change::Stored { region, page, digest, length: length.get(), generation });
+        let length = length.get();
+        self.changes.note(Change::Stored { region, page, digest, length, generation, checksum });
         let (policy, mut entries) = self.eviction();
         policy.insert(&mut entries, entry, &request.chain);
         Registered::Done
@@ -464,6 +469,7 @@ impl State {
             offset: u64::from(entry.page) * region.page_size,
             length: entry.length.get(),
             generation: entry.generation,
+            checksum: region.checksums.get(entry.page),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 mod allocation;
 mod changes;
 mod check;
+mod checksums;
 mod directory;
 mod entry;
 pub mod eviction;
@@ -94,6 +95,8 @@ pub struct Location {
     pub length: u32,
     /// The number of the registration: the same place under another generation holds other bytes.
     pub generation: u32,
+    /// The checksum that the owner gave it; 0 for none.
+    pub checksum: u32,
 }
 
 /// What the state never exceeds.

@@ -60,6 +60,7 @@ pub(super) struct ModelEntry {
     pub(super) page: u32,
     pub(super) length: u32,
     pub(super) generation: u32,
+    pub(super) checksum: u32,
 }
 
 /// What the state promises, in the plainest words: no counter that can be recounted, no index that can be searched.
@@ -203,8 +204,9 @@ impl Model {
         who: InstanceNumber,
         key: usize,
         id: RegionId,
-        offset: u64,
+        page: u32,
         length: u32,
+        checksum: u32,
     ) -> Registered {
         match self.owns(who, id) {
             Err(ReturnError::NotFound) => return Registered::RegionNotFound,
@@ -212,10 +214,9 @@ impl Model {
             Ok(()) => {}
         }
         let region = &self.regions[&id];
-        let page = (0..region.pages).find(|page| u64::from(*page) * region.page_size == offset);
-        let Some(page) = page.filter(|_| length > 0 && u64::from(length) <= region.page_size) else {
+        if page >= region.pages || length == 0 || u64::from(length) > region.page_size {
             return Registered::OutOfBounds;
-        };
+        }
         if self.entries.contains_key(&key) {
             return Registered::Exists;
         }
@@ -223,14 +224,15 @@ impl Model {
             return Registered::PageInUse;
         }
         self.generation += 1;
-        self.entries.insert(key, ModelEntry { region: id, page, length, generation: self.generation });
+        let entry = ModelEntry { region: id, page, length, generation: self.generation, checksum };
+        self.entries.insert(key, entry);
         Registered::Done
     }
 
     pub(super) fn lookup(&self, key: usize) -> Option<Location> {
-        let ModelEntry { region, page, length, generation } = *self.entries.get(&key)?;
+        let ModelEntry { region, page, length, generation, checksum } = *self.entries.get(&key)?;
         let offset = u64::from(page) * self.regions[&region].page_size;
-        Some(Location { region, offset, length, generation })
+        Some(Location { region, offset, length, generation, checksum })
     }
 
     /// A look-up by somebody who has a use for what it finds.

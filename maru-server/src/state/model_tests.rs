@@ -33,7 +33,7 @@ enum Op {
     Released { which: usize },
     Reclaim { who: usize, region: Option<usize>, want: usize },
     Evict { who: usize, want: usize },
-    Register { who: usize, digest: usize, region: usize, page: u64, off: bool, length: u32 },
+    Register { who: usize, digest: usize, region: usize, page: u32, length: u32, checksum: u32 },
     RegisterChain { who: usize, first: usize, region: usize },
     Lookup { who: usize, first: usize, count: usize },
     Pin { who: usize, digest: usize, named: bool },
@@ -84,6 +84,7 @@ fn ops() -> impl Strategy<Value = Op> {
     let page_size = prop_oneof![9 => 0..3usize, 1 => 3..PAGE_SIZES.len()];
     let pool = prop_oneof![4 => Just(None), 4 => (0..2u32).prop_map(Some), 1 => Just(Some(2))];
     let length = prop_oneof![12 => 1..=4096u32, 1 => Just(0), 1 => 4096..14000u32];
+    let checksum = prop_oneof![1 => Just(0), 1 => any::<u32>()];
     prop_oneof![
         3 => Just(Op::Open),
         4 => who.clone().prop_map(|who| Op::Connect { who }),
@@ -100,8 +101,10 @@ fn ops() -> impl Strategy<Value = Op> {
         4 => (who.clone(), prop::option::of(region.clone()), 0..4usize)
             .prop_map(|(who, region, want)| Op::Reclaim { who, region, want }),
         4 => (who.clone(), 0..4usize).prop_map(|(who, want)| Op::Evict { who, want }),
-        50 => (who.clone(), digest.clone(), region, 0..4u64, prop::bool::weighted(0.05), length).prop_map(
-            |(who, digest, region, page, off, length)| Op::Register { who, digest, region, page, off, length }
+        50 => (who.clone(), digest.clone(), region, 0..4u32, length, checksum).prop_map(
+            |(who, digest, region, page, length, checksum)| {
+                Op::Register { who, digest, region, page, length, checksum }
+            }
         ),
         10 => (who.clone(), digest.clone(), 0..12usize)
             .prop_map(|(who, first, region)| Op::RegisterChain { who, first, region }),
@@ -158,13 +161,13 @@ impl Kept {
                 }
             }
             Change::Retired(id) => regions.retain(|region| region.id != id),
-            Change::Stored { region, page, digest, length, generation: own } => {
+            Change::Stored { region, page, digest, length, generation: own, checksum } => {
                 *generation = own;
                 let region = region_of(regions, region);
                 assert!(
                     !region.entries.iter().any(|entry| entry.page == page) && !region.freed.contains(&page)
                 );
-                region.entries.push(SavedEntry { page, digest, length, generation: own });
+                region.entries.push(SavedEntry { page, digest, length, generation: own, checksum });
             }
             Change::Freed { region, page } => {
                 let region = region_of(regions, region);
@@ -352,25 +355,21 @@ impl Pair<'_> {
                 }
                 pages.into_iter().for_each(|page| self.model.evict(who, page));
             }
-            Op::Register { who, digest: key, region, page, off, length } => {
+            Op::Register { who, digest: key, region, page, length, checksum } => {
                 let id = self.region(region);
                 let who = self.who_with(who, id)?;
-                let page_size = self.model.regions.get(&id).map_or(4096, |region| region.page_size);
-                let offset = page * page_size + u64::from(off);
-                let expected = self.model.register(who, key, id, offset, length);
+                let expected = self.model.register(who, key, id, page, length, checksum);
                 let mut request = self.request(who, 1);
-                let result = self.state.register(&mut request, digest(key), id, offset, length);
+                let result = self.state.register(&mut request, digest(key), id, page, length, checksum);
                 self.same("register", &result, &expected);
             }
             Op::RegisterChain { who, first, region } => {
                 let id = self.region(region);
                 let who = self.who_with(who, id)?;
-                let page_size = self.model.regions.get(&id).map_or(4096, |region| region.page_size);
                 let mut request = self.request(who, 3);
-                for n in 0..3 {
-                    let (key, offset) = ((first + n) % KEYS, n as u64 * page_size);
-                    let expected = self.model.register(who, key, id, offset, 1);
-                    let result = self.state.register(&mut request, digest(key), id, offset, 1);
+                for (key, page) in (first..first + 3).map(|key| key % KEYS).zip(0..) {
+                    let expected = self.model.register(who, key, id, page, 1, 0);
+                    let result = self.state.register(&mut request, digest(key), id, page, 1, 0);
                     self.same("register", &result, &expected);
                 }
             }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU32;
 
 use super::changes::{Change, Changes};
+use super::checksums::Checksums;
 use super::eviction::Group;
 use super::numbered::Numbered;
 use super::pages::{Page, Pages};
@@ -56,6 +57,7 @@ pub(super) struct Region {
     pub(super) owner: Option<InstanceNumber>,
     pub(super) page_size: u64,
     pub(super) pages: Pages,
+    pub(super) checksums: Checksums,
     pub(super) entries: u32,
     pub(super) entry_bytes: u64,
     pub(super) pool: PoolId,
@@ -72,20 +74,15 @@ pub(super) struct Region {
 }
 
 impl Region {
-    /// The page that begins at this offset.
-    pub(super) fn page_at(&self, offset: u64) -> Option<u32> {
-        let page = u32::try_from(offset / self.page_size).ok().filter(|page| *page < self.pages.count());
-        page.filter(|_| offset.is_multiple_of(self.page_size))
-    }
-
     /// The length, if a page takes an entry of it.
     pub(super) fn length_in_page(&self, length: u32) -> Option<NonZeroU32> {
         NonZeroU32::new(length).filter(|_| u64::from(length) <= self.page_size)
     }
 
     /// Gives a held page to the entry in this slot of the directory.
-    pub(super) fn add_entry(&mut self, page: u32, entry: u32, length: NonZeroU32) {
+    pub(super) fn add_entry(&mut self, page: u32, entry: u32, length: NonZeroU32, checksum: u32) {
         self.pages.occupy(page, entry);
+        self.checksums.set(page, checksum, self.pages.count());
         self.entries += 1;
         self.entry_bytes += u64::from(length.get());
     }

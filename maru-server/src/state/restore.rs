@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::changes::Change;
+use super::checksums::Checksums;
 use super::eviction::{Chain, EvictionPolicy};
 use super::instances::Instance;
 use super::pages::{Page, Pages};
@@ -73,6 +74,8 @@ pub struct SavedEntry {
     pub length: u32,
     /// The number of its registration.
     pub generation: u32,
+    /// The checksum that it was registered with; 0 for none.
+    pub checksum: u32,
 }
 
 /// What was saved can't be gone on with.
@@ -243,6 +246,7 @@ impl State {
                 owner,
                 page_size: region.page_size,
                 pages: Pages::new(region.pages),
+                checksums: Checksums::default(),
                 entries: 0,
                 entry_bytes: 0,
                 pool: region.pool,
@@ -273,7 +277,7 @@ impl State {
         all.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(age(entry.generation)));
         self.directory.set_generation(saved.generation);
         for (id, entry) in all {
-            let SavedEntry { page, digest, length, generation } = entry;
+            let SavedEntry { page, digest, length, generation, checksum } = entry;
             let (slot, region) = self.regions.find_mut(id).expect("its regions were restored before");
             let length = NonZeroU32::new(length).filter(|length| u64::from(length.get()) <= region.page_size);
             let is_held = page < region.pages.count() && region.pages.get(page) == Page::Held;
@@ -284,7 +288,7 @@ impl State {
                 return contradiction(format!("there is a second entry of {:032x}", digest.0));
             }
             let entry = self.directory.insert_again(digest, slot, page, length, generation);
-            region.add_entry(page, entry, length);
+            region.add_entry(page, entry, length, checksum);
             let (policy, mut entries) = self.eviction();
             policy.insert(&mut entries, entry, &Chain::of(1));
         }

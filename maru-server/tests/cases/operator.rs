@@ -22,11 +22,12 @@ fn digest(n: u8) -> KeyDigest {
 /// Stores these chunks, 100 bytes each, in pages of one region.
 fn store(peer: &mut Peer, chunks: std::ops::RangeInclusive<u8>) -> u32 {
     let region = peer.region(chunks.len() as u64).region_id;
-    let record = |(n, page): (u8, u64)| RegisterRecord {
+    let record = |(n, page): (u8, u32)| RegisterRecord {
         digest: digest(n),
         region_id: region,
         length: 100.into(),
-        offset: (page * 4096).into(),
+        page_index: page.into(),
+        checksum: 0xC5.into(),
     };
     let records = chunks.zip(0..).map(record).collect::<Vec<_>>();
     let stored = peer.call(Opcode::BatchRegisterKv, Flags::NONE, &records);
@@ -123,6 +124,7 @@ fn asking_where_an_entry_is_leaves_no_trace() {
     let found = entry(&mut owner, 3).unwrap();
     assert_eq!((found.region_id.get(), found.page_index.get(), found.offset.get()), (region, 2, 8192));
     assert_eq!((found.length.get(), found.owner, found.pins.get()), (100, hello.instance, 1));
+    assert_eq!(found.checksum.get(), 0xC5);
     assert_eq!(entry(&mut owner, 9), None);
     assert_eq!((owner.stat(StatKind::Hits), owner.stat(StatKind::Misses)), (hits, 0));
 }

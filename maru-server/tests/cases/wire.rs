@@ -21,12 +21,13 @@ fn digest(n: u8) -> KeyDigest {
     KeyDigest::from_bytes([n; 16])
 }
 
-fn record(n: u8, region: u32, offset: u64, length: u32) -> RegisterRecord {
+fn record(n: u8, region: u32, page: u32, length: u32) -> RegisterRecord {
     RegisterRecord {
         digest: digest(n),
         region_id: region.into(),
         length: length.into(),
-        offset: offset.into(),
+        page_index: page.into(),
+        checksum: 0.into(),
     }
 }
 
@@ -48,11 +49,12 @@ fn a_large_batch_is_answered_as_a_whole() {
     let (mut peer, _) = Peer::greeted(&server, "a");
     let region = peer.region(700).region_id.get();
     let key = |n: u64| KeyDigest::from_bytes((u128::from(n) * 0x9E37_79B9_7F4A_7C15_F39C).to_le_bytes());
-    let records = (0..700u64).map(|n| RegisterRecord {
-        digest: key(n),
+    let records = (0..700u32).map(|n| RegisterRecord {
+        digest: key(n.into()),
         region_id: region.into(),
         length: 4096.into(),
-        offset: (n * 4096).into(),
+        page_index: n.into(),
+        checksum: (n % 2).into(),
     });
     let records = records.collect::<Vec<_>>();
     let all = |body: &[u8], count| statuses(body, count).unwrap().collect::<Vec<_>>();
@@ -72,7 +74,8 @@ fn a_large_batch_is_answered_as_a_whole() {
             _ => RecordStatus::Skipped,
         };
         assert_eq!(location.status, expected as u8, "{n}");
-        assert_eq!(location.offset.get(), if n < 600 { n * 4096 } else { 0 });
+        let found = (location.offset.get(), location.checksum.get());
+        assert_eq!(found, if n < 600 { (u64::from(n) * 4096, n % 2) } else { (0, 0) });
     }
     assert_eq!(peer.stat(StatKind::Pins), 600);
     let exist = peer.call(Opcode::BatchExistsKv, Flags::PREFIX_STOP, &keys);
@@ -225,14 +228,14 @@ fn a_register_outside_the_callers_regions_is_refused_record_by_record() {
         record(1, own, 0, 4096),
         record(2, 999, 0, 10),
         record(3, foreign, 0, 10),
-        record(4, own, 4095, 10),
-        record(5, own, 4 * 4096, 10),
-        record(6, own, 4096, 4097),
-        record(7, own, 4096, 0),
-        record(8, own, u64::MAX - 4095, 10),
-        record(1, own, 4096, 10),
+        record(4, own, 4, 10),
+        record(5, own, u32::MAX, 10),
+        record(6, own, 1, 4097),
+        record(7, own, 1, 0),
+        record(8, own, 1, u32::MAX),
+        record(1, own, 1, 10),
         record(9, own, 0, 10),
-        record(10, own, 4096, 10),
+        record(10, own, 1, 10),
     ];
     let response = owner.call(Opcode::BatchRegisterKv, Flags::NONE, &batch);
     use maru_proto::RecordStatus::*;

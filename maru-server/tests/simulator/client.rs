@@ -10,7 +10,7 @@ use maru_proto::{
 use zerocopy::little_endian::U64;
 
 use super::memory::{Content, Memory, Place};
-use super::request::Request;
+use super::request::{Request, checksum};
 use super::server::EPOCH;
 use super::trace::{Event, Trace};
 
@@ -366,6 +366,7 @@ impl Client {
                 "client {} has pinned key {key} and finds {content:?} at {place:?}",
                 self.number,
             );
+            assert_eq!(location.checksum.get(), checksum(*key), "the checksum of key {key} comes back");
             self.guards.push(Guard { key: *key, generation: location.generation.get(), place, content });
         }
     }

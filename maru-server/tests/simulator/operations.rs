@@ -139,8 +139,7 @@ impl Client {
         for (_, place) in &chunks {
             self.page(*place).expect("it has the page").pending += 1;
         }
-        let page_size = self.page_size;
-        (!chunks.is_empty()).then_some(Request::Register { chunks, page_size, is_repeated: false })
+        (!chunks.is_empty()).then_some(Request::Register { chunks, is_repeated: false })
     }
 
     /// Releases the pins of guards that are gone.

@@ -24,6 +24,11 @@ pub(crate) fn state_digest(key: usize) -> Digest {
     Digest::from(digest(key).to_bytes())
 }
 
+/// The checksum that chunks of a key are registered with: some have none.
+pub(crate) fn checksum(key: usize) -> u32 {
+    u32::try_from(key % 3).expect("a rest of three is small") * 0x0123_4567
+}
+
 /// A request that is under way, with what its sender has to know when it is answered.
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
@@ -45,7 +50,6 @@ pub(crate) enum Request {
     /// Makes chunks visible. `is_repeated` where the same request is sent twice.
     Register {
         chunks: Vec<(usize, Place)>,
-        page_size: u64,
         is_repeated: bool,
     },
     /// Looks a prefix up and pins it for guards.
@@ -158,12 +162,13 @@ impl Request {
             Request::Reclaim { want, .. } => {
                 frame(head, &[ReclaimRequest { want: (*want).into(), region_id: 0.into() }])
             }
-            Request::Register { chunks, page_size, .. } => {
+            Request::Register { chunks, .. } => {
                 let record = |&(key, place): &(usize, Place)| RegisterRecord {
                     digest: digest(key),
                     region_id: place.region.into(),
                     length: 100.into(),
-                    offset: (u64::from(place.page) * page_size).into(),
+                    page_index: place.page.into(),
+                    checksum: checksum(key).into(),
                 };
                 frame(head, &chunks.iter().map(record).collect::<Vec<_>>())
             }

@@ -46,6 +46,8 @@ class MaruConfig:
             host.
         tls_identity: Files in PEM with the certificate and the private key of this client, for servers on ``tls://``
             that ask for one.
+        checksum: Whether chunks are stored with a checksum of their bytes. Whoever reads such a chunk, with or without
+            this option, takes it for missing where its bytes are not those that were stored, and logs an error.
         use_async_rpc, max_inflight: Taken for compatibility. All calls of a handler share its connections, any number
             of them at a time.
         rm_address: Taken for compatibility. There is no resource manager: the server hands out memory itself.
@@ -73,6 +75,7 @@ class MaruConfig:
     auth_token: str | bytes | None = None
     tls_ca: str | os.PathLike[str] | None = None
     tls_identity: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None
+    checksum: bool = False
 
     def __post_init__(self) -> None:
         if self.instance_id is None:

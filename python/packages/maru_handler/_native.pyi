@@ -68,6 +68,7 @@ class Client:
         prefault: bool,
         map_all: bool,
         copy_on_write: bool,
+        checksum: bool,
         auth_token: bytes | None,
         report_stats: bool,
         tls_ca: _Path | None,

@@ -76,6 +76,7 @@ class MaruHandler:
                     prefault=os.environ.get("MARU_PREFAULT") != "0",
                     map_all=config.eager_map,
                     copy_on_write=config.shared_access == "private",
+                    checksum=config.checksum,
                     auth_token=token.encode() if isinstance(token, str) else token,
                     report_stats=config.enable_stats,
                     tls_ca=config.tls_ca,

@@ -51,6 +51,7 @@ class MaruShmClient:
                 prefault=False,
                 map_all=False,
                 copy_on_write=False,
+                checksum=False,
                 auth_token=None,
                 report_stats=False,
                 tls_ca=None,

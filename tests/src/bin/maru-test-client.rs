@@ -169,7 +169,9 @@ fn connect(config: &ClientConfig) -> Result<MaruHandler, Error> {
         .stay_on_tcp(config.stay_on_tcp)
         .report_stats(config.report_stats)
         .auth_token(config.auth_token.as_str())
-        .timeout(config.timeout);
+        .timeout(config.timeout)
+        .checksum(config.checksum)
+        .write_back(config.write_back);
     if !config.address.is_empty() {
         handler = handler.address(config.address.parse()?);
     }

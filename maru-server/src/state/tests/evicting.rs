@@ -3,10 +3,10 @@
 use super::*;
 
 /// Registers a chain of entries in one request, on the pages from `first` on.
-fn store_chain(state: &mut State, owner: InstanceNumber, region: RegionId, first: u64, chain: &[u128]) {
+fn store_chain(state: &mut State, owner: InstanceNumber, region: RegionId, first: u32, chain: &[u128]) {
     let mut request = Request::new(owner, Duration::ZERO, chain.len());
     for (page, key) in (first..).zip(chain) {
-        assert_eq!(state.register(&mut request, Digest(*key), region, page * PAGE, 1), Registered::Done);
+        assert_eq!(state.register(&mut request, Digest(*key), region, page, 1, 0), Registered::Done);
     }
 }
 
@@ -134,7 +134,7 @@ fn the_entries_of_an_orphan_are_nobodys_to_evict() {
     // A chain may run from an orphan into an owned region.
     let mut request = Request::new(alice, Duration::ZERO, 2);
     state.lookup(&mut request, Digest(2)).unwrap();
-    assert_eq!(state.register(&mut request, Digest(5), second, 0, 1), Registered::Done);
+    assert_eq!(state.register(&mut request, Digest(5), second, 0, 1, 0), Registered::Done);
     assert_eq!(evicted(&mut state, alice, 8), [0]);
     state.delete(Digest(2)).unwrap();
     state.check();

@@ -101,7 +101,7 @@ fn a_look_is_bounded_where_few_of_many_entries_are_pinned() {
     let mut state = State::new(limits, &[pool]);
     let (alice, region) = owner(&mut state, 1, PAGES.into());
     for page in 0..PAGES {
-        store(&mut state, alice, Digest(page.into()), region, page.into());
+        store(&mut state, alice, Digest(page.into()), region, page);
     }
     pin_at(&mut state, alice, Digest((PAGES - 1).into()), PinKind::Guard, 0);
     let (mut looks, mut pins, mut after) = (0, 0, PinsAfter::default());

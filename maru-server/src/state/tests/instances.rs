@@ -99,7 +99,7 @@ fn pinning_again_and_again_takes_no_more_memory() {
     let (alice, region) = owner(&mut state, 1, 8);
     let round = |state: &mut State| {
         for number in 0..8 {
-            store(state, alice, Digest(number), region, u64::try_from(number).unwrap());
+            store(state, alice, Digest(number), region, u32::try_from(number).unwrap());
             pin(state, alice, Digest(number)).unwrap();
         }
         for number in 0..8 {

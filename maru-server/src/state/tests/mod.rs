@@ -50,8 +50,8 @@ fn region(state: &mut State, owner: InstanceNumber, pages: u64) -> RegionId {
 }
 
 /// Stores one byte under a digest.
-fn store(state: &mut State, owner: InstanceNumber, digest: Digest, region: RegionId, page: u64) {
-    assert_eq!(register(state, owner, digest, region, page * PAGE, 1), Registered::Done);
+fn store(state: &mut State, owner: InstanceNumber, digest: Digest, region: RegionId, page: u32) {
+    assert_eq!(register(state, owner, digest, region, page, 1), Registered::Done);
 }
 
 /// A request of one key, as soon as the server runs.
@@ -64,10 +64,10 @@ fn register(
     caller: InstanceNumber,
     digest: Digest,
     region: RegionId,
-    offset: u64,
+    page: u32,
     length: u32,
 ) -> Registered {
-    state.register(&mut at_start(caller), digest, region, offset, length)
+    state.register(&mut at_start(caller), digest, region, page, length, 0)
 }
 
 /// Pins for a reader.

@@ -129,7 +129,7 @@ fn regions_of_dead_clients_are_readable_until_their_last_entry_is_gone_and_then_
     let orphan = state.region(region).unwrap();
     // The page that waited for its owner waits no more.
     assert_eq!((orphan.owner, orphan.entries, orphan.freed_pages), (None, 2, 0));
-    assert_eq!(register(&mut state, bob, Digest(0xD), region, 3 * PAGE, 1), Registered::NotOwner);
+    assert_eq!(register(&mut state, bob, Digest(0xD), region, 3, 1), Registered::NotOwner);
     state.delete(B).unwrap();
     assert_eq!(state.next_retired(), None);
     unpin(&mut state, bob, A).unwrap();
