@@ -5,7 +5,9 @@ mod doctor;
 mod error;
 mod keys;
 mod pins;
+mod pool;
 mod pools;
+mod question;
 mod report;
 mod server;
 mod status;
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         Command::Status(args) => watch::report(server, *args, status::look),
         Command::Pools(args) => watch::report(server, *args, pools::look),
+        Command::Pool(command) => pool::run(command),
         Command::Usage(args) => watch::report(server, *args, usage::look),
         Command::Keys(args) => keys::run(server, args),
         Command::Pins(args) => pins::run(server, args),

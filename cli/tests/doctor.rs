@@ -34,7 +34,7 @@ fn a_server_that_answers_is_well() {
 fn before_the_first_start_the_host_can_be_looked_at_alone() {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let pool = folder.path().join("pool");
-    let arguments = ["doctor", "--json", "--pool-dir", pool.to_str().unwrap()];
+    let arguments = ["doctor", "--json", "--pool", pool.to_str().unwrap()];
     let socket = folder.path().join("maru.sock");
     let said = maru_at(&socket, &[&arguments[..], &["--host"]].concat());
     assert_eq!((said.code, verdict(&said, "pool lock")), (0, "ok".into()));
@@ -52,7 +52,7 @@ fn what_a_killed_server_left_is_found_with_what_to_do() {
     client.each(Command::Store(vec!["a".to_owned()], 100));
     server.kill();
     let pool = server.pool();
-    let said = maru(&server, &["doctor", "--pool-dir", pool.to_str().unwrap(), "--json"]);
+    let said = maru(&server, &["doctor", "--pool", pool.to_str().unwrap(), "--json"]);
     assert_eq!(said.code, 1);
     let json = said.json();
     assert!(check(&json, "socket")["fix"].as_str().unwrap().contains("takes the socket over"), "{json}");
