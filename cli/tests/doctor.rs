@@ -62,3 +62,36 @@ fn what_a_killed_server_left_is_found_with_what_to_do() {
     );
     assert_eq!(check(&json, "pool lock")["verdict"], "warn");
 }
+
+#[test]
+fn a_device_is_looked_at_before_and_after_it_is_made_a_pool() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (device, socket) = (folder.path().join("device"), folder.path().join("maru.sock"));
+    std::fs::File::create_new(&device).unwrap().set_len(18 << 20).unwrap();
+    let device = device.to_str().unwrap();
+    let examine = || maru_at(&socket, &["doctor", "--host", "--pool", device, "--json"]);
+    let said = examine();
+    assert_eq!(
+        (said.code, verdict(&said, "header"), verdict(&said, "access")),
+        (1, "wrong".into(), "ok".into())
+    );
+    let fix = check(&said.json(), "header")["fix"].clone();
+    assert!(fix.as_str().unwrap().contains(&format!("maru pool init {device}")), "{fix}");
+    assert_eq!(maru_at(&socket, &["pool", "init", device, "--yes"]).code, 0);
+    let said = examine();
+    assert_eq!(
+        (said.code, verdict(&said, "header"), verdict(&said, "pool lock")),
+        (0, "ok".into(), "ok".into())
+    );
+}
+
+#[test]
+fn all_pools_of_a_server_are_looked_at() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let pools = ["first", "second"].map(|name| folder.path().join(name).to_str().unwrap().to_owned());
+    let server = ServerProcess::start(&["--pool", &pools[0], "--pool", &pools[1]]);
+    let json = maru(&server, &["doctor", "--json"]).json();
+    let checks = json["checks"].as_array().unwrap().iter().filter(|check| check["check"] == "pool");
+    let found = checks.map(|check| check["found"].as_str().unwrap().split(' ').next().unwrap());
+    assert_eq!(found.collect::<Vec<_>>(), pools);
+}

@@ -15,7 +15,8 @@ use crate::report::{Report, Row, Value};
 /// [`CliError`] where it can't become one, is one, or is in use.
 pub(super) fn run(args: &InitArgs) -> Result<Answer, CliError> {
     let device = BareDevice::take(&args.path)?;
-    let path = args.path.display().to_string();
+    // As a server takes it that is started in another folder.
+    let path = std::path::absolute(&args.path).unwrap_or_else(|_| args.path.clone()).display().to_string();
     let (size, granularity) = (device.size(), device.granularity());
     let mut printer = printer(args.json);
     if !args.yes {

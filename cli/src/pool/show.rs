@@ -84,7 +84,7 @@ impl Shown<'_> {
             ("size_bytes", size),
             ("alignment_bytes", alignment),
             ("free_bytes", free),
-            ("region_bytes", regions),
+            ("regions_bytes", regions),
             ("slot_0", slot(0)),
             ("slot_1", slot(1)),
             ("to_do", self.to_do().map_or(Value::Absent, Value::Text)),

@@ -30,14 +30,19 @@ pub(crate) fn map_read_only(file: &File, length: u64) -> io::Result<Mmap> {
     unsafe { MmapOptions::new().len(length).map(file) }
 }
 
-/// Removes the header, whatever there is of it: what counts last, so that nothing older counts in its place meanwhile.
+/// Removes the header, whatever there is of it.
 pub(super) fn erase(area: &mut MmapMut) {
-    let counts = PoolHeader::read(area).map_or(0, |(_, slot)| slot);
-    for slot in [1 - counts, counts] {
+    for slot in erasing_order(area) {
         let at = slot * PoolHeader::SLOT_LEN;
         area[at..at + PoolHeader::LEN].fill(0);
         flush(area);
     }
+}
+
+/// What counts goes last, so that nothing older counts in its place meanwhile.
+fn erasing_order(area: &[u8]) -> [usize; 2] {
+    let counts = PoolHeader::read(area).map_or(0, |(_, slot)| slot);
+    [1 - counts, counts]
 }
 
 fn flush(map: &MmapMut) {
@@ -96,5 +101,24 @@ impl HeaderArea {
 
     fn other_slot(&self) -> usize {
         1 - self.slot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_older_counts_while_a_header_is_erased() {
+        let older = PoolHeader::new(PoolUuid::from_random([7; 16]));
+        for slot in [0, 1] {
+            let mut area = MmapMut::map_anon(PoolHeader::SLOTS_LEN).unwrap();
+            older.write(&mut area, 1 - slot);
+            older.discarded([8; 16]).write(&mut area, slot);
+            let order = erasing_order(&area);
+            assert_eq!(order, [1 - slot, slot]);
+            erase(&mut area);
+            assert_eq!(PoolHeader::read(&area), Err(PoolHeaderError::Missing));
+        }
     }
 }
