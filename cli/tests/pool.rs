@@ -11,6 +11,7 @@ use std::process::Stdio;
 use common::terminal::InTerminal;
 use common::{Said, command, maru, maru_at, only, run};
 use maru_tests::{ClientProcess, Command, ServerProcess};
+use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -304,18 +305,15 @@ fn a_block_device_that_something_else_has_for_itself_is_left_alone() {
     };
     let name = String::from_utf8(made.stdout).unwrap();
     let path = Path::new(name.trim());
-    let claim = rustix::fs::open(
-        path,
-        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::EXCL,
-        rustix::fs::Mode::empty(),
-    );
-    let (refused, claimed) = (pool(&["init", text(path), "--yes"]), claim.is_ok());
-    drop(claim);
     let made = pool(&["init", text(path), "--yes"]);
     let shown = pool(&["show", text(path), "--json"]);
+    let exclusively = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+    let claim = rustix::fs::open(path, exclusively, Mode::empty());
+    let refused = pool(&["wipe", text(path), "--yes", "whatever it is"]);
     std::process::Command::new("losetup").arg("--detach").arg(path).status().unwrap();
-    assert!(claimed);
+    claim.expect("nobody else has it");
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    assert_eq!(only(&shown.json(), "pools")["size_bytes"], 8 * MIB);
     assert_refused(&refused, &["is mounted, or in use by something else"]);
-    assert_eq!((made.code, only(&shown.json(), "pools")["size_bytes"].as_u64()), (0, Some(8 * MIB)));
-    assert_eq!(show(&file)["uuid"].as_str(), Some(made.line("uuid")));
+    assert_eq!(show(&file)["uuid"], made.line("uuid"));
 }
