@@ -58,16 +58,23 @@ impl InTerminal {
 
     /// Waits until all these are on the screen at once.
     pub fn wait_for(&mut self, parts: &[&str]) -> String {
+        self.wait_to_see(&format!("all of {parts:?}"), |screen| {
+            parts.iter().all(|part| screen.contains(part))
+        })
+    }
+
+    /// Waits until the screen is as wanted.
+    pub fn wait_to_see(&mut self, what: &str, is_wanted: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let contents = self.screen.screen().contents();
-            if parts.iter().all(|part| contents.contains(part)) {
+            if is_wanted(&contents) {
                 return contents;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             match self.shown.recv_timeout(left) {
                 Ok(bytes) => self.screen.process(&bytes),
-                Err(_) => panic!("not all of {parts:?} in\n{contents}"),
+                Err(_) => panic!("not {what} in\n{contents}"),
             }
         }
     }
