@@ -27,6 +27,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Status(ReportArgs),
     Pools(ReportArgs),
+    #[command(subcommand)]
+    Pool(PoolCommand),
     Usage(ReportArgs),
     Calls(ReportArgs),
     Keys(KeysArgs),
@@ -89,6 +91,62 @@ pub(crate) struct ReportArgs {
     /// How it is shown.
     #[command(flatten)]
     pub(crate) format: FormatArgs,
+}
+
+/// Make a device a pool, show which pool memory is, or wipe one: on this host, and without a server.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    Init(InitArgs),
+    Show(ShowArgs),
+    Wipe(WipeArgs),
+}
+
+/// Make a device a pool, under a new UUID. What is on it is lost. Asks before.
+///
+/// A device is a DAX device, such as /dev/dax0.0; a block device or a regular file stands in for one. Folders need no such
+/// preparation. One that is a pool is left as it is, and so is one that a server of this host uses; servers of other hosts
+/// can't be seen from here.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct InitArgs {
+    /// The device.
+    pub(crate) path: PathBuf,
+
+    /// Don't ask.
+    #[arg(long)]
+    pub(crate) yes: bool,
+
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Show which pools devices and folders are, and whether a server uses them. Ends with 1 where one is none.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// Devices and folders [default: every /dev/dax*].
+    pub(crate) path: Vec<PathBuf>,
+
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Make a device or a folder no pool any more. All that is in it is lost. Asks before, for the UUID of the pool.
+///
+/// Of a device the header goes, of a folder the regions as well. A pool that a server of this host uses is left as it is;
+/// servers of other hosts can't be seen from here.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct WipeArgs {
+    /// The device or the folder.
+    pub(crate) path: PathBuf,
+
+    /// Don't ask: this is the UUID of the pool that is meant, or the word unreadable where its header can't be read.
+    #[arg(long, value_name = "UUID")]
+    pub(crate) yes: Option<String>,
+
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Show where the entries of keys are, and who keeps them there. Ends with 1 where one is not there.
@@ -157,9 +215,9 @@ pub(crate) struct TopArgs {
 /// Ends with 1 where something is wrong. What merely could be better is said, and changes nothing.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DoctorArgs {
-    /// The pool's folder [default: that of the server that answers, else /dev/shm/maru-UID].
-    #[arg(long, value_name = "DIR")]
-    pub(crate) pool_dir: Option<PathBuf>,
+    /// A pool, a folder or a device; may be repeated [default: those of the server that answers, else /dev/shm/maru-UID].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) pool: Vec<PathBuf>,
 
     /// Look at the host alone, as before a server is first started.
     #[arg(long)]
@@ -262,5 +320,10 @@ mod tests {
     fn nothing_is_confirmed_that_is_not_asked() {
         assert!(parse(&["pins", "--yes"]).is_err());
         assert!(parse(&["pins", "--release", "--yes"]).is_ok());
+        assert!(
+            parse(&["pool", "wipe", "/dev/dax0.0", "--yes"]).is_err(),
+            "which pool is meant is part of the answer"
+        );
+        assert!(parse(&["pool", "init", "--yes"]).is_err());
     }
 }

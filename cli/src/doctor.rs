@@ -2,6 +2,7 @@
 
 mod checks;
 mod facts;
+mod pool_checks;
 
 use std::io;
 

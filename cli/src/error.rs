@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use maru_client::Error;
 use maru_proto::{FrameStatus, Opcode};
+use maru_server::pool::PreparationError;
 
 /// The answer of a command that has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,13 +58,32 @@ pub(crate) enum CliError {
         source: io::Error,
     },
     /// Nobody is there to be asked.
-    #[error(
-        "standard input is no terminal, so nobody can be asked; add --yes to release without being asked"
-    )]
-    NobodyToAsk,
+    #[error("standard input is no terminal, so nobody can be asked; add {0} to go on without being asked")]
+    NobodyToAsk(&'static str),
     /// What somebody answers can't be read.
     #[error("can't read what you answer: {0}")]
     Input(#[source] io::Error),
+    /// A pool can't be made or wiped.
+    #[error("{0}")]
+    Preparation(#[from] PreparationError),
+    /// A pool can't be looked at.
+    #[error("can't look at {}: {source}", .path.display())]
+    Look {
+        /// The device or folder.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The pool that is there is not the one that is meant.
+    #[error("nothing is wiped: {} is {found}, not {meant}", .path.display())]
+    OtherPool {
+        /// The device or folder.
+        path: PathBuf,
+        /// What it is.
+        found: String,
+        /// What was meant.
+        meant: String,
+    },
     /// There is nothing to draw on.
     #[error("maru top needs a terminal; `maru status --watch` does without")]
     NoTerminal,

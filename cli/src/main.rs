@@ -6,7 +6,9 @@ mod doctor;
 mod error;
 mod keys;
 mod pins;
+mod pool;
 mod pools;
+mod question;
 mod report;
 mod server;
 mod status;
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         Command::Status(args) => watch::report(server, *args, status::look),
         Command::Pools(args) => watch::report(server, *args, pools::look),
+        Command::Pool(command) => pool::run(command),
         Command::Usage(args) => watch::report(server, *args, usage::look),
         Command::Calls(args) => watch::report(server, *args, calls::look),
         Command::Keys(args) => keys::run(server, args),

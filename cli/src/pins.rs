@@ -2,13 +2,14 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 
 use maru_client::{HeldPinsRecord, MaruHandler, PinQuery, Released};
 
 use crate::cli::{PinsArgs, ServerArgs};
 use crate::error::{Answer, CliError, explained};
 use crate::keys::holder;
+use crate::question;
 use crate::report::{Format, Printer, Report, Row, Value};
 use crate::server::{connect, instances, names};
 
@@ -95,7 +96,7 @@ fn release(
         }
         let count = named.iter().map(|pins| u64::from(pins.named.get())).sum::<u64>();
         let (pins, entries) = (number(count, "pin", "pins"), number(named.len() as u64, "entry", "entries"));
-        is_wanted = ask(&format!("Release {pins} by name on {entries}?"))?;
+        is_wanted = question::is_wanted(&format!("Release {pins} by name on {entries}?"))?;
     }
     let mut released =
         if is_wanted { maru.release_pins(&named).map_err(explained)? } else { Vec::new() }.into_iter();
@@ -118,14 +119,4 @@ fn release(
 
 fn number(count: u64, one: &str, several: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { several })
-}
-
-fn ask(question: &str) -> Result<bool, CliError> {
-    if !io::stdin().is_terminal() {
-        return Err(CliError::NobodyToAsk);
-    }
-    eprint!("{question} [y/N] ");
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(CliError::Input)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

@@ -74,7 +74,7 @@ impl Value {
     }
 
     /// For people.
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self {
             // What comes from others must not move the cursor of a terminal.
             Value::Text(text) => text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect(),

@@ -34,7 +34,7 @@ fn a_server_that_answers_is_well() {
 fn before_the_first_start_the_host_can_be_looked_at_alone() {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let pool = folder.path().join("pool");
-    let arguments = ["doctor", "--json", "--pool-dir", pool.to_str().unwrap()];
+    let arguments = ["doctor", "--json", "--pool", pool.to_str().unwrap()];
     let socket = folder.path().join("maru.sock");
     let said = maru_at(&socket, &[&arguments[..], &["--host"]].concat());
     assert_eq!((said.code, verdict(&said, "pool lock")), (0, "ok".into()));
@@ -52,7 +52,7 @@ fn what_a_killed_server_left_is_found_with_what_to_do() {
     client.each(Command::Store(vec!["a".to_owned()], 100));
     server.kill();
     let pool = server.pool();
-    let said = maru(&server, &["doctor", "--pool-dir", pool.to_str().unwrap(), "--json"]);
+    let said = maru(&server, &["doctor", "--pool", pool.to_str().unwrap(), "--json"]);
     assert_eq!(said.code, 1);
     let json = said.json();
     assert!(check(&json, "socket")["fix"].as_str().unwrap().contains("takes the socket over"), "{json}");
@@ -61,4 +61,37 @@ fn what_a_killed_server_left_is_found_with_what_to_do() {
         "{json}"
     );
     assert_eq!(check(&json, "pool lock")["verdict"], "warn");
+}
+
+#[test]
+fn a_device_is_looked_at_before_and_after_it_is_made_a_pool() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (device, socket) = (folder.path().join("device"), folder.path().join("maru.sock"));
+    std::fs::File::create_new(&device).unwrap().set_len(18 << 20).unwrap();
+    let device = device.to_str().unwrap();
+    let examine = || maru_at(&socket, &["doctor", "--host", "--pool", device, "--json"]);
+    let said = examine();
+    assert_eq!(
+        (said.code, verdict(&said, "header"), verdict(&said, "access")),
+        (1, "wrong".into(), "ok".into())
+    );
+    let fix = check(&said.json(), "header")["fix"].clone();
+    assert!(fix.as_str().unwrap().contains(&format!("maru pool init {device}")), "{fix}");
+    assert_eq!(maru_at(&socket, &["pool", "init", device, "--yes"]).code, 0);
+    let said = examine();
+    assert_eq!(
+        (said.code, verdict(&said, "header"), verdict(&said, "pool lock")),
+        (0, "ok".into(), "ok".into())
+    );
+}
+
+#[test]
+fn all_pools_of_a_server_are_looked_at() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let pools = ["first", "second"].map(|name| folder.path().join(name).to_str().unwrap().to_owned());
+    let server = ServerProcess::start(&["--pool", &pools[0], "--pool", &pools[1]]);
+    let json = maru(&server, &["doctor", "--json"]).json();
+    let checks = json["checks"].as_array().unwrap().iter().filter(|check| check["check"] == "pool");
+    let found = checks.map(|check| check["found"].as_str().unwrap().split(' ').next().unwrap());
+    assert_eq!(found.collect::<Vec<_>>(), pools);
 }

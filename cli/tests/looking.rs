@@ -49,7 +49,10 @@ fn pools_are_told_with_what_is_free_in_them() {
     let _engine = engine(&server);
     let json = maru(&server, &["pools", "--json"]).json();
     let pool = only(&json, "pools");
-    assert_eq!((&pool["kind"], &pool["size_bytes"]), (&Value::from("folder"), &Value::from(16 << 20)));
+    assert_eq!((&pool["kind"], &pool["size_bytes"]), (&Value::from("tmpfs"), &Value::from(16 << 20)));
+    // Its first server made it, and found that nobody's directory says what is in it.
+    assert_eq!((&pool["coherence"], &pool["incarnation"]), (&"coherent".into(), &2.into()));
+    assert_eq!(pool["uuid"].as_str().map(str::len), Some(36));
     assert_eq!((&pool["used_bytes"], &pool["free_bytes"]), (&Value::from(2 << 20), &Value::from(14 << 20)));
     assert_eq!(pool["path"], server.pool().canonicalize().unwrap().to_str().unwrap());
     let text = maru(&server, &["pools"]).stdout;

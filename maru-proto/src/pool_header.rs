@@ -156,7 +156,8 @@ impl PoolHeader {
     /// # Panics
     /// Where `area` has fewer than [`PoolHeader::SLOTS_LEN`] bytes.
     pub fn read(area: &[u8]) -> Result<(PoolHeader, usize), PoolHeaderError> {
-        let slots = [0, 1].map(|slot| (PoolHeader::in_slot(area, slot), slot));
+        let [first, second] = PoolHeader::slots(area);
+        let slots = [(first, 0), (second, 1)];
         let whole = slots.iter().filter_map(|(header, slot)| Some((header.as_ref().ok()?, slot)));
         match whole.max_by_key(|(header, _)| header.incarnation()) {
             Some((header, slot)) => Ok((*header, *slot)),
@@ -167,6 +168,14 @@ impl PoolHeader {
                     .map_err(|error| error.unwrap_or(PoolHeaderError::Missing))
             }
         }
+    }
+
+    /// What each slot holds.
+    ///
+    /// # Panics
+    /// Where `area` has fewer than [`PoolHeader::SLOTS_LEN`] bytes.
+    pub fn slots(area: &[u8]) -> [Result<PoolHeader, PoolHeaderError>; 2] {
+        [0, 1].map(|slot| PoolHeader::in_slot(area, slot))
     }
 
     /// Writes the header into a slot.

@@ -16,7 +16,7 @@ fn advice(error: &PoolHeaderError, path: &Path) -> String {
         PoolHeaderError::Missing => {
             format!("if nothing on it is needed, `maru pool init {path}` makes it one")
         }
-        PoolHeaderError::Version(_) => "run that version, or wipe it by `maru pool wipe`".to_owned(),
+        PoolHeaderError::Version(_) => format!("run that version, or wipe it by `maru pool wipe {path}`"),
         PoolHeaderError::Damaged => {
             format!("`maru pool show {path}` says more; `maru pool wipe` and `init` make it a new one")
         }
@@ -120,7 +120,7 @@ pub enum ServerError {
     /// The memory does not say which pool it is.
     #[error("can't use {} as a pool: {source}; {}", .path.display(), advice(.source, .path))]
     PoolHeader {
-        /// The device, or the header's file.
+        /// The device, or the folder.
         path: PathBuf,
         /// What is wrong.
         source: PoolHeaderError,
@@ -142,6 +142,16 @@ pub enum ServerError {
         /// The folder.
         path: PathBuf,
         /// The pool's size.
+        size: ByteSize,
+        /// The least size.
+        least: ByteSize,
+    },
+    /// The device has no room for a header and even one region.
+    #[error("the device {} has {size}, and a pool takes at least {least}: its header and one region", .path.display())]
+    DeviceTooSmall {
+        /// The device.
+        path: PathBuf,
+        /// Its size.
         size: ByteSize,
         /// The least size.
         least: ByteSize,

@@ -2,9 +2,9 @@
 
 use bytesize::ByteSize;
 use maru_client::{Address, Error};
-use maru_server::examination::PoolLock;
 
 use super::facts::{Facts, ServerFacts, Socket, Told};
+use super::pool_checks;
 use crate::error::CliError;
 
 /// Linux with what a server needs of io_uring, and with what its fast driver needs.
@@ -12,8 +12,6 @@ const KERNEL_LEAST: (u32, u32) = (6, 0);
 const KERNEL_FAST: (u32, u32) = (6, 1);
 /// Bytes that may be locked before anybody complains: what distributions grant.
 const MEMLOCK_LEAST: u64 = 8 << 20;
-/// Bytes of a pool's file system that make a pool worth having; the `/dev/shm` of a container has 64 MiB.
-const POOL_LEAST: u64 = 1 << 30;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,22 +48,25 @@ pub(super) struct Finding {
     pub(super) fix: Option<String>,
 }
 
-fn ok(check: &'static str, found: impl Into<String>) -> Finding {
+/// Nothing is to be done.
+pub(super) fn ok(check: &'static str, found: impl Into<String>) -> Finding {
     Finding { check, verdict: Verdict::Ok, found: found.into(), fix: None }
 }
 
-fn warn(check: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
+/// It works, and this would make it better.
+pub(super) fn warn(check: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
     Finding { check, verdict: Verdict::Warn, found: found.into(), fix: Some(fix.into()) }
 }
 
-fn wrong(check: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
+/// It does not work until this is done.
+pub(super) fn wrong(check: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
     Finding { verdict: Verdict::Wrong, ..warn(check, found, fix) }
 }
 
 /// All findings, the host's first.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![kernel(&facts.kernel), ring(&facts.ring), memlock(facts.memlock)];
-    findings.extend(pool(facts));
+    findings.extend(facts.pools.iter().flat_map(pool_checks::judge));
     if let Some(server) = &facts.server {
         findings.extend(server.socket.map(|found| socket(&server.address, found)));
         findings.push(answer(server));
@@ -109,63 +110,6 @@ fn memlock(limit: Option<u64>) -> Finding {
              of systemd, --ulimit memlock=-1 for a container",
         ),
     }
-}
-
-fn pool(facts: &Facts) -> Vec<Finding> {
-    let path = facts.pool_path.display();
-    let pool = match &facts.pool {
-        Ok(pool) => pool,
-        Err(error) => {
-            let fix = "run this as the server's user, or name the pool with --pool-dir";
-            return vec![wrong("pool", format!("{path} can't be looked at: {error}"), fix)];
-        }
-    };
-    let is_memory = matches!(pool.file_system.as_str(), "tmpfs" | "hugetlbfs");
-    let room = pool.free + pool.region_bytes;
-    let found = format!("{path} on {}, {} free", pool.file_system, size(pool.free));
-    let folder = if !is_memory {
-        let fix = "choose a --pool on tmpfs, hugetlbfs or a DAX file system, such as below /dev/shm";
-        warn("pool", format!("{found}: a file system of memory only where it is DAX"), fix)
-    } else if room < POOL_LEAST {
-        let fix = format!(
-            "give it more: mount -o remount,size=SIZE {}, or --shm-size of the container",
-            pool.mount_point.display()
-        );
-        // Not even one region fits.
-        if room < 2 << 20 { wrong("pool", found, fix) } else { warn("pool", found, fix) }
-    } else {
-        ok("pool", found)
-    };
-    let huge_pages = if pool.has_huge_pages {
-        ok("huge pages", format!("{} gives them", pool.mount_point.display()))
-    } else {
-        warn(
-            "huge pages",
-            format!(
-                "{} gives none, so mapping regions takes about ten times as long",
-                pool.mount_point.display()
-            ),
-            "start the server with --pool tmpfs:DIR,size=SIZE,mount as root, or mount one: mount -t tmpfs -o \
-             size=SIZE,huge=within_size maru DIR",
-        )
-    };
-    let left = format!("regions of {}", size(pool.region_bytes));
-    let lock = match pool.lock {
-        PoolLock::Unused => ok("pool lock", "no server has used it yet"),
-        PoolLock::Held => ok("pool lock", format!("a server uses it: {left}")),
-        PoolLock::Left if pool.regions == 0 => {
-            ok("pool lock", "no server uses it, and nothing is left in it")
-        }
-        PoolLock::Left => warn(
-            "pool lock",
-            format!("no server uses it, but {left} are left and take memory"),
-            format!(
-                "start maru-server to go on from them, with --fresh to discard them, or give them up: rm -r {path}"
-            ),
-        ),
-        PoolLock::Unknown => warn("pool lock", "its lock is another user's", "run this as the server's user"),
-    };
-    vec![folder, huge_pages, lock]
 }
 
 fn socket(address: &Address, socket: Socket) -> Finding {
@@ -226,40 +170,23 @@ fn refusal(server: &ServerFacts) -> String {
     server.answer.as_ref().err().map(ToString::to_string).unwrap_or_default()
 }
 
-fn size(bytes: u64) -> String {
+/// Bytes, for people.
+pub(super) fn size(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
-    use maru_server::examination::PoolFolder;
-
     use super::*;
-
-    fn folder() -> PoolFolder {
-        PoolFolder {
-            exists: true,
-            mount_point: PathBuf::from("/dev/shm"),
-            file_system: "tmpfs".to_owned(),
-            has_huge_pages: true,
-            free: 8 << 30,
-            region_bytes: 1 << 30,
-            regions: 2,
-            lock: PoolLock::Held,
-        }
-    }
 
     /// A host on which nothing is to be done.
     fn facts() -> Facts {
-        let told = Told { release: Some(env!("CARGO_PKG_VERSION").to_owned()), pool: None };
+        let told = Told { release: Some(env!("CARGO_PKG_VERSION").to_owned()), pools: Vec::new() };
         Facts {
             kernel: "6.18.44-1".to_owned(),
             ring: Ok(()),
             memlock: None,
-            pool_path: PathBuf::from("/dev/shm/maru-0"),
-            pool: Ok(folder()),
+            pools: Vec::new(),
             server: Some(ServerFacts {
                 address: Address::Unix("/run/maru/maru.sock".into()),
                 socket: Some(Socket::Open { is_replaceable: false }),
@@ -288,7 +215,7 @@ mod tests {
             findings.iter().all(|finding| finding.verdict == Verdict::Ok && finding.fix.is_none()),
             "{findings:?}"
         );
-        assert_eq!(findings.len(), 8);
+        assert_eq!(findings.len(), 5);
     }
 
     #[test]
@@ -317,50 +244,6 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_without_room_is_wrong_and_a_small_one_is_not() {
-        let with = |free| Facts { pool: Ok(PoolFolder { free, region_bytes: 0, ..folder() }), ..facts() };
-        assert_is(&only(&with(64 << 20)), "pool", Verdict::Warn, "--shm-size");
-        assert_is(&only(&with(1 << 20)), "pool", Verdict::Wrong, "remount,size=");
-    }
-
-    #[test]
-    fn a_pool_on_a_disk_or_without_huge_pages_is_said() {
-        let on_disk = PoolFolder { file_system: "ext4".to_owned(), ..folder() };
-        assert_is(&only(&Facts { pool: Ok(on_disk), ..facts() }), "pool", Verdict::Warn, "/dev/shm");
-        let plain = PoolFolder { has_huge_pages: false, ..folder() };
-        assert_is(
-            &only(&Facts { pool: Ok(plain), ..facts() }),
-            "huge pages",
-            Verdict::Warn,
-            "huge=within_size",
-        );
-        let hidden = Facts { pool: Err("permission denied".to_owned()), ..facts() };
-        assert_is(&only(&hidden), "pool", Verdict::Wrong, "--pool-dir");
-    }
-
-    #[test]
-    fn memory_that_a_dead_server_left_is_found() {
-        let left = PoolFolder { lock: PoolLock::Left, ..folder() };
-        assert_is(
-            &only(&Facts { pool: Ok(left), ..facts() }),
-            "pool lock",
-            Verdict::Warn,
-            "rm -r /dev/shm/maru-0",
-        );
-        let empty = PoolFolder { lock: PoolLock::Left, regions: 0, ..folder() };
-        assert!(
-            judge(&Facts { pool: Ok(empty), ..facts() }).iter().all(|finding| finding.verdict == Verdict::Ok)
-        );
-        let foreign = PoolFolder { lock: PoolLock::Unknown, ..folder() };
-        assert_is(
-            &only(&Facts { pool: Ok(foreign), ..facts() }),
-            "pool lock",
-            Verdict::Warn,
-            "the server's user",
-        );
-    }
-
-    #[test]
     fn each_state_of_a_socket_has_a_fix_of_its_own() {
         for (found, verdict, fix) in [
             (Socket::Missing, Verdict::Wrong, "start maru-server"),
@@ -379,10 +262,10 @@ mod tests {
             let address = Address::Tcp("h:1".to_owned());
             Facts { server: Some(ServerFacts { address, socket: None, answer }), ..facts() }
         };
-        let other = Told { release: Some("0.0.1".to_owned()), pool: None };
+        let other = Told { release: Some("0.0.1".to_owned()), pools: Vec::new() };
         assert_is(&only(&with(Ok(other))), "server", Verdict::Warn, "update the older");
         assert_is(
-            &only(&with(Ok(Told { release: None, pool: None }))),
+            &only(&with(Ok(Told { release: None, pools: Vec::new() }))),
             "server",
             Verdict::Warn,
             "update the older",

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use maru_client::{Address, default_socket_path};
-use maru_server::examination::{self, PoolFolder};
+use maru_server::examination::{self, PoolPlace};
 use rustix::process::{Resource, getrlimit};
 
 use crate::cli::{DoctorArgs, ServerArgs};
@@ -22,12 +22,19 @@ pub(super) struct Facts {
     pub(super) ring: Result<(), String>,
     /// Bytes that may be locked; `None` for any number.
     pub(super) memlock: Option<u64>,
-    /// The pool's folder.
-    pub(super) pool_path: PathBuf,
-    /// What it is, or why it can't be looked at.
-    pub(super) pool: Result<PoolFolder, String>,
+    /// The pools.
+    pub(super) pools: Vec<PoolFacts>,
     /// Where a server is expected; `None` where nobody asks for one.
     pub(super) server: Option<ServerFacts>,
+}
+
+/// A pool that a server has, or is to have.
+#[derive(Clone, Debug)]
+pub(super) struct PoolFacts {
+    /// The folder, or the device.
+    pub(super) path: PathBuf,
+    /// What it is, or why it can't be looked at.
+    pub(super) found: Result<PoolPlace, String>,
 }
 
 /// What there is at the server's address.
@@ -64,25 +71,33 @@ pub(super) enum Socket {
 pub(super) struct Told {
     /// Its release; `None` where it is too old to say.
     pub(super) release: Option<String>,
-    /// The folder of its first pool.
-    pub(super) pool: Option<PathBuf>,
+    /// Where its pools are.
+    pub(super) pools: Vec<PathBuf>,
 }
 
 /// Looks at everything. What can't be looked at is a fact as well.
 pub(super) fn gather(server: &ServerArgs, args: &DoctorArgs) -> Facts {
     let server = (!args.host).then(|| server_facts(server));
     let told = server.as_ref().and_then(|server| server.answer.as_ref().ok());
-    // The pool of a server on another host is not here to be looked at.
-    let told = told.and_then(|told| told.pool.clone()).filter(|path| path.exists());
-    let pool_path = args.pool_dir.clone().or(told).unwrap_or_else(examination::default_pool_path);
+    let mut pools = args.pool.clone();
+    if pools.is_empty() {
+        // A pool of a server on another host is not here to be looked at.
+        pools.extend(told.into_iter().flat_map(|told| told.pools.clone()).filter(|path| path.exists()));
+    }
+    if pools.is_empty() {
+        pools.push(examination::default_pool_path());
+    }
     Facts {
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         ring: examination::ring().map_err(|error| error.to_string()),
         memlock: getrlimit(Resource::Memlock).current,
-        pool: examination::pool(&pool_path).map_err(|error| error.to_string()),
-        pool_path,
+        pools: pools.into_iter().map(look).collect(),
         server,
     }
+}
+
+fn look(path: PathBuf) -> PoolFacts {
+    PoolFacts { found: examination::pool(&path).map_err(|error| error.to_string()), path }
 }
 
 fn server_facts(args: &ServerArgs) -> ServerFacts {
@@ -97,9 +112,8 @@ fn server_facts(args: &ServerArgs) -> ServerFacts {
 fn ask(args: &ServerArgs) -> Result<Told, CliError> {
     let maru = connect(args)?;
     let release = identity(&maru)?.and_then(|server| server.release().map(str::to_owned));
-    let pools = maru.pools()?;
-    let pool = pools.first().and_then(|pool| pool.path()).map(PathBuf::from);
-    Ok(Told { release, pool })
+    let pools = maru.pools()?.iter().filter_map(|pool| pool.path().map(PathBuf::from)).collect();
+    Ok(Told { release, pools })
 }
 
 fn socket(path: &Path) -> Socket {

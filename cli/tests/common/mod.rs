@@ -1,6 +1,8 @@
 //! The real `maru`, and what it says.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
+pub mod terminal;
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 

@@ -9,14 +9,15 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytesize::ByteSize;
-use maru_proto::{PoolCoherence, PoolHeader, PoolKind};
+use maru_proto::{PoolCoherence, PoolHeader, PoolHeaderError, PoolKind};
 use memmap2::{MmapMut, MmapOptions};
 use tempfile::TempDir;
 
 use super::header::{HeaderArea, map};
 use super::memory::Memory;
-use super::{PoolFacts, PoolPlan};
+use super::{IdlePool, PoolFacts, PoolPlan, PreparationError};
 use crate::error::ServerError;
+use crate::examination::{self, PoolPlace};
 use crate::journal::JournalError;
 use crate::state::{InstanceNumber, PoolId, RegionId, RegionInfo, RetiredRegion, SavedRegion};
 
@@ -388,5 +389,41 @@ fn a_damaged_header_is_refused_and_half_a_change_is_none() {
             refused.contains("the pool header is damaged") && refused.contains("maru pool show"),
             "{refused}"
         );
+    }
+}
+
+/// What the place says of itself to whoever looks at it from outside.
+fn seen(place: &Place) -> Result<PoolHeader, PoolHeaderError> {
+    let facts = match examination::pool(&place.path).unwrap() {
+        PoolPlace::Folder(folder) => folder.header,
+        PoolPlace::Device(device) => device.header,
+    };
+    facts.unwrap().header
+}
+
+#[test]
+fn a_pool_is_wiped_while_nobody_uses_it_and_is_none_any_more() {
+    for place in Place::all() {
+        let memory = place.open();
+        memory.maker(&region(1, 0, 2 * MIB))().unwrap();
+        let before = facts(&memory).identity;
+        assert_eq!(seen(&place).unwrap().uuid(), before.uuid);
+        let refused = IdlePool::take(&place.path).unwrap_err();
+        assert!(matches!(refused, PreparationError::InUse(_)), "{refused}");
+        drop(memory);
+
+        let idle = IdlePool::take(&place.path).unwrap();
+        assert_eq!(idle.header().unwrap().uuid(), before.uuid);
+        assert!(matches!(place.try_open().unwrap_err(), ServerError::PoolInUse(_)));
+        idle.wipe().unwrap();
+        assert_eq!(seen(&place), Err(PoolHeaderError::Missing), "{:?}", place.kind);
+        let nothing = IdlePool::take(&place.path).unwrap_err();
+        assert!(matches!(nothing, PreparationError::NoPool(_)), "{nothing}");
+        if place.kind == PoolKind::DevDax {
+            assert!(matches!(place.try_open().unwrap_err(), ServerError::PoolHeader { .. }));
+        } else {
+            assert_eq!(std::fs::read_dir(&place.path).unwrap().count(), 0, "{:?}", place.kind);
+            assert_ne!(facts(&place.open()).identity.uuid, before.uuid);
+        }
     }
 }

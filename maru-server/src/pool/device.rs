@@ -43,21 +43,29 @@ impl DevicePool {
         let device = Device::open(&path).map_err(failed)?;
         device.lock(&path)?;
         let read_only = File::open(&path).map_err(failed)?;
-        let header = map(&device.file, device.first_extent()).map_err(failed)?;
+        let shape = device.shape;
+        if shape.size < shape.least_size() {
+            return Err(ServerError::DeviceTooSmall {
+                path,
+                size: ByteSize(shape.size),
+                least: ByteSize(shape.least_size()),
+            });
+        }
+        let header = map(&device.file, shape.first_extent()).map_err(failed)?;
         let header = HeaderArea::read(header)
             .map_err(|source| ServerError::PoolHeader { path: path.clone(), source })?;
-        let room = device.size.saturating_sub(device.first_extent());
+        let room = shape.size - shape.first_extent();
         let wanted = plan.size.map_or(room, |size| size.as_u64());
-        let size = wanted / device.granularity() * device.granularity();
+        let size = wanted / shape.granularity() * shape.granularity();
         if size == 0 {
-            let least = ByteSize(device.granularity());
+            let least = ByteSize(shape.granularity());
             return Err(ServerError::PoolTooSmall { path, size: ByteSize(wanted), least });
         }
         if size > room {
             let fix = "give it a smaller size";
             return Err(ServerError::PoolTooLarge { path, size: ByteSize(size), free: ByteSize(room), fix });
         }
-        let (granularity, identity) = (device.granularity(), header.identity());
+        let (granularity, identity) = (shape.granularity(), header.identity());
         let (uuid, incarnation) = (identity.uuid, identity.incarnation);
         let coherence = plan.coherence;
         info!(pool = %path.display(), size = %ByteSize(size), %uuid, incarnation, coherence = coherence.name(), "the pool is ready");
@@ -109,33 +117,19 @@ impl Pool for DevicePool {
     }
 }
 
-/// A device as the system shows it.
+/// A device that is open.
 #[derive(Debug)]
 pub(crate) struct Device {
     pub(crate) file: File,
-    /// Bytes.
-    pub(crate) size: u64,
-    /// Mappings begin and end at multiples of this many bytes.
-    alignment: u64,
+    pub(crate) shape: DeviceShape,
 }
 
 impl Device {
     /// Opens a device for reading and writing; a regular file or a block device stands in for one.
     pub(crate) fn open(path: &Path) -> io::Result<Device> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        let metadata = file.metadata()?;
-        let kind = metadata.file_type();
-        let (size, alignment) = if kind.is_char_device() {
-            (sysfs_number(&metadata, "size")?, sysfs_number(&metadata, "align")?)
-        } else if kind.is_block_device() {
-            // Counted in sectors of 512 bytes whatever the device's own are.
-            (sysfs_number(&metadata, "size")?.saturating_mul(512), 1)
-        } else if kind.is_file() {
-            (metadata.len(), 1)
-        } else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no device"));
-        };
-        Ok(Device { file, size, alignment })
+        let shape = DeviceShape::of(&file.metadata()?)?;
+        Ok(Device { file, shape })
     }
 
     /// Keeps other servers of this host out for as long as the file is open.
@@ -146,15 +140,47 @@ impl Device {
             Err(error) => Err(ServerError::Pool { path: path.to_owned(), source: error.into() }),
         }
     }
+}
+
+/// What the system says of a device, which it says without opening it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceShape {
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Mappings begin and end at multiples of this many bytes.
+    pub(crate) alignment: u64,
+}
+
+impl DeviceShape {
+    /// That of a device, or of the regular file or block device that stands in for one.
+    pub(crate) fn of(metadata: &Metadata) -> io::Result<DeviceShape> {
+        let kind = metadata.file_type();
+        let (size, alignment) = if kind.is_char_device() {
+            (sysfs_number(metadata, "size")?, sysfs_number(metadata, "align")?)
+        } else if kind.is_block_device() {
+            // Counted in sectors of 512 bytes whatever the device's own are.
+            (sysfs_number(metadata, "size")?.saturating_mul(512), 1)
+        } else if kind.is_file() {
+            (metadata.len(), 1)
+        } else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no device"));
+        };
+        Ok(DeviceShape { size, alignment })
+    }
 
     /// Extents are multiples of this many bytes.
-    fn granularity(&self) -> u64 {
+    pub(crate) fn granularity(self) -> u64 {
         GRANULARITY.next_multiple_of(self.alignment.max(1))
     }
 
     /// Bytes that the header has for itself.
-    pub(crate) fn first_extent(&self) -> u64 {
+    pub(crate) fn first_extent(self) -> u64 {
         first_extent(self.granularity())
+    }
+
+    /// Bytes of the smallest device that is of any use: a header, and one extent.
+    pub(crate) fn least_size(self) -> u64 {
+        self.first_extent() + self.granularity()
     }
 }
 

@@ -107,13 +107,8 @@ impl Pool for FolderPool {
     }
 
     fn keep_only(&self, regions: &[RegionId]) -> Result<(), ServerError> {
-        let removed = region_files(&self.folder).and_then(|files| {
-            let unknown = files.into_iter().filter(|id| !regions.contains(id));
-            unknown
-                .map(|id| std::fs::remove_file(region_path(&self.folder, id)).map(|()| 1))
-                .sum::<io::Result<u32>>()
-        });
-        let removed = removed.map_err(|source| ServerError::Pool { path: self.folder.clone(), source })?;
+        let removed = remove_regions(&self.folder, regions)
+            .map_err(|source| ServerError::Pool { path: self.folder.clone(), source })?;
         if removed > 0 {
             debug!(pool = %self.folder.display(), removed, "removed the files of regions that no directory knows");
         }
@@ -199,6 +194,10 @@ fn take(folder: &Path) -> Result<(File, HeaderArea), ServerError> {
         Err(Errno::WOULDBLOCK) => return Err(ServerError::PoolInUse(folder.to_owned())),
         Err(error) => return Err(failed(error.into())),
     }
+    // It was wiped just now, and whoever comes next locks another file.
+    if file.metadata().map_err(failed)?.nlink() == 0 {
+        return Err(ServerError::PoolInUse(folder.to_owned()));
+    }
     let mapped = || {
         let bytes = rounded(&file, PoolHeader::SLOTS_LEN as u64)?;
         if file.metadata()?.len() < bytes {
@@ -211,7 +210,7 @@ fn take(folder: &Path) -> Result<(File, HeaderArea), ServerError> {
     let header = match HeaderArea::read(mapped().map_err(failed)?) {
         // Folders are the server's own to make a pool of.
         Err(PoolHeaderError::Missing) => HeaderArea::create(mapped().map_err(failed)?),
-        header => header.map_err(|source| ServerError::PoolHeader { path: path.clone(), source })?,
+        header => header.map_err(|source| ServerError::PoolHeader { path: folder.to_owned(), source })?,
     };
     Ok((file, header))
 }
@@ -231,6 +230,12 @@ pub(crate) fn region_files(folder: &Path) -> io::Result<Vec<RegionId>> {
     }
     ids.sort_unstable();
     Ok(ids)
+}
+
+/// Removes the files of all regions but these; how many that were.
+pub(super) fn remove_regions(folder: &Path, kept: &[RegionId]) -> io::Result<u32> {
+    let others = region_files(folder)?.into_iter().filter(|id| !kept.contains(id));
+    others.map(|id| std::fs::remove_file(region_path(folder, id)).map(|()| 1)).sum()
 }
 
 /// Bytes that the files of regions take.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 
 use maru_proto::{CacheLines, PoolHeader, PoolHeaderError, PoolUuid};
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{Mmap, MmapMut, MmapOptions};
 
 /// What a pool is known by: two of the same name hold the same only under the same incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,37 @@ pub(crate) fn map(file: &File, length: u64) -> io::Result<MmapMut> {
     // SAFETY: only the server that holds the pool's lock writes here; whoever else looks copies what it sees and goes by its
     // checksum. Nobody shortens the file while it is a pool's.
     unsafe { MmapOptions::new().len(length).map_mut(file) }
+}
+
+/// Maps the beginning of a file that may hold a header, for looking alone.
+pub(crate) fn map_read_only(file: &File, length: u64) -> io::Result<Mmap> {
+    let length = usize::try_from(length).map_err(io::Error::other)?;
+    // SAFETY: as for `map`: what a server changes meanwhile is copied, and told by its checksum.
+    unsafe { MmapOptions::new().len(length).map(file) }
+}
+
+/// Removes the header, whatever there is of it.
+pub(super) fn erase(area: &mut MmapMut) {
+    for slot in erasing_order(area) {
+        let at = slot * PoolHeader::SLOT_LEN;
+        area[at..at + PoolHeader::LEN].fill(0);
+        flush(area);
+    }
+}
+
+/// What counts goes last, so that nothing older counts in its place meanwhile.
+fn erasing_order(area: &[u8]) -> [usize; 2] {
+    let counts = PoolHeader::read(area).map_or(0, |(_, slot)| slot);
+    [1 - counts, counts]
+}
+
+fn flush(map: &MmapMut) {
+    // Memory that is a device of its own has nothing behind it, and says so by an error.
+    let _ = map.flush();
+    // Other hosts may not see what is in the caches of this one.
+    if let Some(lines) = CacheLines::of_this_processor() {
+        lines.write_back(&map[..PoolHeader::SLOTS_LEN]);
+    }
 }
 
 /// A header, and the memory that it stands in.
@@ -49,7 +80,7 @@ impl HeaderArea {
         // The other slot may hold something later.
         let other = area.other_slot() * PoolHeader::SLOT_LEN;
         area.map[other..other + PoolHeader::LEN].fill(0);
-        area.flush();
+        flush(&area.map);
         area
     }
 
@@ -71,20 +102,30 @@ impl HeaderArea {
     fn put(&mut self, header: PoolHeader) {
         let slot = self.other_slot();
         header.write(&mut self.map, slot);
-        self.flush();
+        flush(&self.map);
         (self.header, self.slot) = (header, slot);
     }
 
     fn other_slot(&self) -> usize {
         1 - self.slot
     }
+}
 
-    fn flush(&self) {
-        // Memory that is a device of its own has nothing behind it, and says so by an error.
-        let _ = self.map.flush();
-        // Other hosts may not see what is in the caches of this one.
-        if let Some(lines) = CacheLines::of_this_processor() {
-            lines.write_back(&self.map[..PoolHeader::SLOTS_LEN]);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_older_counts_while_a_header_is_erased() {
+        let older = PoolHeader::new(PoolUuid::from_random([7; 16]));
+        for slot in [0, 1] {
+            let mut area = MmapMut::map_anon(PoolHeader::SLOTS_LEN).unwrap();
+            older.write(&mut area, 1 - slot);
+            older.discarded([8; 16]).write(&mut area, slot);
+            let order = erasing_order(&area);
+            assert_eq!(order, [1 - slot, slot]);
+            erase(&mut area);
+            assert_eq!(PoolHeader::read(&area), Err(PoolHeaderError::Missing));
         }
     }
 }

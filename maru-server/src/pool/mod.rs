@@ -6,6 +6,7 @@ mod header;
 mod memory;
 mod mount;
 mod plan;
+mod preparation;
 
 #[cfg(test)]
 mod conformance;
@@ -22,12 +23,15 @@ use crate::error::ServerError;
 use crate::journal::JournalError;
 use crate::state::{RegionId, RegionInfo, RetiredRegion, SavedRegion};
 
+pub(crate) use device::DeviceShape;
 pub(crate) use folder::{HEADER_FILE, free_bytes, region_bytes, region_files};
 pub use header::PoolIdentity;
+pub(crate) use header::map_read_only;
 pub(crate) use memory::Memory;
 use mount::mount_tmpfs;
 pub(crate) use mount::{HugePages, Mount};
 pub use plan::{InvalidPool, PoolPlan};
+pub use preparation::{BareDevice, IdlePool, PreparationError};
 
 /// Extents begin and end at multiples of a huge page, so that each can be mapped by huge pages.
 const GRANULARITY: u64 = 2 << 20;
