@@ -193,7 +193,10 @@ fn the_device_as_it_was_before_it_was_emptied_is_never_mapped() {
     std::fs::remove_file(&other_name).unwrap();
     std::fs::copy(&device, &other_name).unwrap();
     let state = folders[1].path().to_str().unwrap();
-    server.restart(&["--pool", &pool, "--state-dir", state, "--listen", "127.0.0.1:0", "--fresh"]);
+    let fresh = ["--fresh", "--grace", "200ms"];
+    server
+        .restart(&[&["--pool", &pool, "--state-dir", state, "--listen", "127.0.0.1:0"], &fresh[..]].concat());
+    assert!(server.said_at_start("waiting until those who may be reading it know"));
     let here = MaruHandler::connect(remote(&server).device_map(map(uuid, &other_name))).unwrap();
     let said = here.alloc(PAGE).unwrap_err().to_string();
     assert!(said.contains("is that pool under incarnation 2 and not 3"), "{said}");

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 
+use maru_proto::CacheLines;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
 /// How much of a huge page is touched where the kernel can't populate a mapping by itself.

@@ -117,7 +117,7 @@ mod tests {
 
         let plan = PoolPlan { kind: Some(PoolKind::DevDax), path: path.clone(), ..PoolPlan::default() };
         let mut used = Memory::open(&[plan], folder.path().to_owned()).unwrap();
-        used.adopt([7; 16]).unwrap();
+        used.adopt([7; 16], std::time::Duration::ZERO).unwrap();
         assert_eq!(look(&path).lock, PoolLock::Held);
         drop(used);
         let left = look(&path);

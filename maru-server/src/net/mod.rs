@@ -360,7 +360,7 @@ fn restore(
 ) -> Result<(Service, Restored), ServerError> {
     let began = Instant::now();
     let (mut journal, mut saved) = Journal::open(folder.path(), options.max_instances, options.fresh)?;
-    memory.adopt(journal.deployment())?;
+    memory.adopt(journal.deployment(), options.grace)?;
     journal.read_regions(&memory.identities(), &mut saved)?;
     memory.settle(&saved.regions)?;
     let config = service_config(options, memory, auth);

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use tokio::signal::unix::Signal;
@@ -27,7 +28,7 @@ pub(super) async fn rescan(shared: Rc<Shared>, mut hangup: Signal, reread: Rerea
         };
         let before = shared.memory.borrow().facts().count();
         for plan in options.pools() {
-            if let Err(error) = take(&shared, plan, options.pool_size).await {
+            if let Err(error) = take(&shared, plan, options.pool_size, options.grace).await {
                 error!(%error, "SIGHUP: a pool can't be taken");
             }
         }
@@ -44,14 +45,19 @@ pub(super) async fn rescan(shared: Rc<Shared>, mut hangup: Signal, reread: Rerea
 }
 
 /// Takes a pool, unless the server has it.
-async fn take(shared: &Shared, plan: PoolPlan, folder_size: Option<ByteSize>) -> Result<(), ServerError> {
+async fn take(
+    shared: &Shared,
+    plan: PoolPlan,
+    folder_size: Option<ByteSize>,
+    grace: Duration,
+) -> Result<(), ServerError> {
     // What is not there yet is in use by nobody.
     if let Some(path) = plan.path.canonicalize().ok().as_deref().and_then(Path::to_str)
         && shared.memory.borrow().facts().any(|facts| facts.path == path)
     {
         return Ok(());
     }
-    let open = shared.memory.borrow().opener(plan, folder_size);
+    let open = shared.memory.borrow().opener(plan, folder_size, grace);
     let opened = tokio::task::spawn_blocking(open).await;
     let pool = opened.map_err(|panic| ServerError::System {
         what: "opening a pool failed",

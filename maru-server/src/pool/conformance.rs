@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use maru_proto::{PoolCoherence, PoolHeader, PoolHeaderError, PoolKind};
@@ -87,7 +88,7 @@ impl Place {
 
     fn open(&self) -> Memory {
         let mut memory = self.try_open().unwrap();
-        memory.adopt([7; 16]).unwrap();
+        memory.adopt([7; 16], Duration::ZERO).unwrap();
         memory
     }
 }
@@ -278,9 +279,9 @@ fn a_pool_keeps_its_name_and_what_another_directory_said_of_it_is_void() {
         let mut memory = place.open();
         let before = facts(&memory).identity;
         memory.maker(&region(1, 0, 2 * MIB))().unwrap();
-        memory.adopt([7; 16]).unwrap();
+        memory.adopt([7; 16], Duration::ZERO).unwrap();
         assert_eq!(facts(&memory).identity, before, "the same directory");
-        memory.adopt([8; 16]).unwrap();
+        memory.adopt([8; 16], Duration::ZERO).unwrap();
         let after = facts(&memory).identity;
         assert_eq!((after.uuid, after.incarnation), (before.uuid, before.incarnation + 1));
         if place.kind != PoolKind::DevDax {

@@ -17,6 +17,9 @@ use crate::error::ServerError;
 use crate::journal::JournalError;
 use crate::state::{RegionId, RegionInfo, RetiredRegion, SavedRegion};
 
+/// The directory of a pool that is new.
+const NOBODY: [u8; 16] = [0; 16];
+
 /// A device that this process alone hands out regions from.
 #[derive(Debug)]
 pub(super) struct DevicePool {
@@ -86,11 +89,13 @@ impl Pool for DevicePool {
         }
     }
 
-    fn adopt(&mut self, deployment: [u8; 16]) -> Result<(), ServerError> {
-        if !self.header.is_of(deployment) {
-            self.header.discard(deployment);
+    fn adopt(&mut self, deployment: [u8; 16]) -> Result<bool, ServerError> {
+        if self.header.is_of(deployment) {
+            return Ok(false);
         }
-        Ok(())
+        let was_in_use = !self.header.is_of(NOBODY);
+        self.header.discard(deployment);
+        Ok(was_in_use)
     }
 
     fn keep_only(&self, _: &[RegionId]) -> Result<(), ServerError> {

@@ -98,12 +98,13 @@ impl Pool for FolderPool {
         }
     }
 
-    fn adopt(&mut self, deployment: [u8; 16]) -> Result<(), ServerError> {
+    fn adopt(&mut self, deployment: [u8; 16]) -> Result<bool, ServerError> {
         if !self.header.is_of(deployment) {
             self.keep_only(&[])?;
             self.header.discard(deployment);
         }
-        Ok(())
+        // New files are other memory than what somebody has mapped.
+        Ok(false)
     }
 
     fn keep_only(&self, regions: &[RegionId]) -> Result<(), ServerError> {

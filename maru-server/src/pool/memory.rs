@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use maru_proto::PoolKind;
+use tracing::info;
 
 use super::device::DevicePool;
 use super::folder::FolderPool;
@@ -19,6 +21,13 @@ fn open(plan: &PoolPlan) -> Result<Box<dyn Pool>, ServerError> {
         Some(PoolKind::DevDax) => Box::new(DevicePool::open(plan)?),
         _ => Box::new(FolderPool::open(plan)?),
     })
+}
+
+/// Waits until nobody takes what was discarded for what it was: whoever is out of reach of the server that knew of it, gives
+/// it up within the grace period.
+fn wait_for_readers(grace: Duration) {
+    info!(?grace, "what was in a device is discarded; waiting until those who may be reading it know");
+    std::thread::sleep(grace);
 }
 
 /// All memory that the server hands out.
@@ -44,10 +53,17 @@ impl Memory {
         Ok(memory)
     }
 
-    /// Takes the pools for a directory: what another one left in them is discarded.
-    pub(crate) fn adopt(&mut self, deployment: [u8; 16]) -> Result<(), ServerError> {
+    /// Takes the pools for a directory: what another one left in them is discarded, once its readers know.
+    pub(crate) fn adopt(&mut self, deployment: [u8; 16], grace: Duration) -> Result<(), ServerError> {
         self.deployment = deployment;
-        self.pools.iter_mut().try_for_each(|pool| pool.adopt(deployment))
+        let mut has_readers = false;
+        for pool in &mut self.pools {
+            has_readers |= pool.adopt(deployment)?;
+        }
+        if has_readers {
+            wait_for_readers(grace);
+        }
+        Ok(())
     }
 
     /// Takes one more pool, behind the others.
@@ -66,11 +82,14 @@ impl Memory {
         &self,
         plan: PoolPlan,
         folder_size: Option<ByteSize>,
+        grace: Duration,
     ) -> impl FnOnce() -> Result<Box<dyn Pool>, ServerError> + Send + use<> {
         let deployment = self.deployment;
         move || {
             let mut pool = open(&resolve(&plan, folder_size)?)?;
-            pool.adopt(deployment)?;
+            if pool.adopt(deployment)? {
+                wait_for_readers(grace);
+            }
             pool.keep_only(&[])?;
             Ok(pool)
         }

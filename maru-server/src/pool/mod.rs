@@ -108,8 +108,9 @@ pub(crate) trait Pool: fmt::Debug + Send {
     /// What there is to know of it.
     fn facts(&self) -> PoolFacts;
 
-    /// Takes the pool for a directory: where another one said what is in it, that is discarded.
-    fn adopt(&mut self, deployment: [u8; 16]) -> Result<(), ServerError>;
+    /// Takes the pool for a directory: where another one said what is in it, that is discarded. Whether somebody may still be
+    /// reading the very memory that is given out from now on.
+    fn adopt(&mut self, deployment: [u8; 16]) -> Result<bool, ServerError>;
 
     /// Gives back what there is of regions other than these.
     fn keep_only(&self, regions: &[RegionId]) -> Result<(), ServerError>;
