@@ -1,10 +1,13 @@
 //! The client of one instance. Whatever waits, maps or copies does so without the interpreter's lock.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use maru_client::{Address, Config, Error, KeyDigest, MaruHandler, PageLocation, PageMut, StatKind};
+use maru_client::{
+    Address, Config, DeviceMap, Error, KeyDigest, MaruHandler, PageLocation, PageMut, PoolUuid, StatKind,
+};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyKeyError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -49,7 +52,8 @@ impl Client {
     /// Connects and opens an instance.
     #[new]
     #[pyo3(signature = (address, instance_id, chunk_size, region_size, *, timeout_ms, expand_size, auto_expand, eager,
-                        prefault, map_all, copy_on_write, checksum, auth_token, report_stats, tls_ca, tls_identity))]
+                        prefault, map_all, copy_on_write, checksum, auth_token, report_stats, tls_ca, tls_identity,
+                        device_map))]
     #[expect(clippy::too_many_arguments, reason = "they are named, and one class calls this")]
     fn new(
         py: Python<'_>,
@@ -69,6 +73,7 @@ impl Client {
         report_stats: bool,
         tls_ca: Option<PathBuf>,
         tls_identity: Option<(PathBuf, PathBuf)>,
+        device_map: HashMap<String, PathBuf>,
     ) -> PyResult<Client> {
         let address = value(address.parse::<Address>())?;
         let page_size = chunk_size.next_multiple_of(PAGE_UNIT);
@@ -97,6 +102,12 @@ impl Client {
         if let Some((certificate, key)) = tls_identity {
             config = config.tls_identity(certificate, key);
         }
+        let mut map = DeviceMap::default();
+        for (pool, path) in device_map {
+            let pool = pool.parse::<PoolUuid>().map_err(|error| PyValueError::new_err(error.to_string()))?;
+            map.insert(pool, path);
+        }
+        config = config.device_map(map);
         let handler = py.detach(|| {
             let handler = MaruHandler::connect(config)?;
             if map_all {

@@ -74,3 +74,8 @@ def test_making_a_handler_does_not_connect() -> None:
 
 def test_an_address_that_is_none_is_an_answer_not_an_exception() -> None:
     assert MaruHandler(MaruConfig(server_url="carrier-pigeon")).connect() is False
+
+
+def test_a_device_map_names_pools_by_their_uuids() -> None:
+    config = MaruConfig(server_url="tcp://localhost:1", device_map={"/dev/dax0.0": "67e55044"})
+    assert not MaruHandler(config).connect(), "the name and the path are the wrong way round"

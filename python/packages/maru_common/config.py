@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,6 +47,8 @@ class MaruConfig:
             host.
         tls_identity: Files in PEM with the certificate and the private key of this client, for servers on ``tls://``
             that ask for one.
+        device_map: Where pools lie on this host, by their UUIDs, for a server on another host; ``None`` to look for them
+            under the server's path and at all ``/dev/dax*``.
         checksum: Whether chunks are stored with a checksum of their bytes. Whoever reads such a chunk, with or without
             this option, takes it for missing where its bytes are not those that were stored, and logs an error.
         use_async_rpc, max_inflight: Taken for compatibility. All calls of a handler share its connections, any number
@@ -75,6 +78,7 @@ class MaruConfig:
     auth_token: str | bytes | None = None
     tls_ca: str | os.PathLike[str] | None = None
     tls_identity: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None
+    device_map: Mapping[str, str | os.PathLike[str]] | None = None
     checksum: bool = False
 
     def __post_init__(self) -> None:

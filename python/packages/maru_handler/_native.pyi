@@ -1,7 +1,7 @@
 """The native client. Its users are the packages here; what it hands out is shaped for them, not for people."""
 
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 __version__: str
@@ -73,6 +73,7 @@ class Client:
         report_stats: bool,
         tls_ca: _Path | None,
         tls_identity: tuple[_Path, _Path] | None,
+        device_map: Mapping[str, _Path],
     ) -> None: ...
     def close(self) -> None: ...
     def alloc(self, size: int) -> _PageView: ...

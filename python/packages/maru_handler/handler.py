@@ -81,6 +81,7 @@ class MaruHandler:
                     report_stats=config.enable_stats,
                     tls_ca=config.tls_ca,
                     tls_identity=config.tls_identity,
+                    device_map=config.device_map or {},
                 )
                 if self._on_region_added is not None:
                     self._announce(client, self._on_region_added)

@@ -56,6 +56,7 @@ class MaruShmClient:
                 report_stats=False,
                 tls_ca=None,
                 tls_identity=None,
+                device_map={},
             )
         return [
             MaruPoolInfo(path, DaxType.FS_DAX, size, free, granularity)
