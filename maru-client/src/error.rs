@@ -139,8 +139,8 @@ pub enum Error {
     /// The configuration makes no sense.
     #[error("invalid configuration: {0}")]
     InvalidConfig(String),
-    /// The memory of a pool is not on this host.
-    #[error("the memory of pool {uuid}, {kind}:{} at the server, is not on this host: {reason}", path.display())]
+    /// The memory of a pool is not on this host, or not for this process.
+    #[error("the memory of pool {uuid}, {kind}:{} at the server, can't be reached here: {reason}", path.display())]
     PoolNotHere {
         /// The pool.
         uuid: PoolUuid,

@@ -57,7 +57,10 @@ fn sigterm_removes_the_socket_and_leaves_the_pool() {
 #[test]
 fn a_second_server_on_the_same_pool_or_socket_is_refused() {
     let server = ServerProcess::start(&[]);
-    assert_says(&refused_in(server.folder(), &[]), "another server uses the pool");
+    assert_says(&refused_in(server.folder(), &[]), "another server keeps its directory in");
+    let elsewhere = server.folder().join("state");
+    let said = refused_in(server.folder(), &["--state-dir", elsewhere.to_str().unwrap()]);
+    assert_says(&said, "another server uses the pool");
     let other = server.folder().join("other-pool");
     let said = refused_in(server.folder(), &["--pool", &format!("tmpfs:{}", other.display())]);
     assert_says(&said, "another server listens on");

@@ -1,11 +1,13 @@
 //! Pools of every kind, several of them, and memory that hosts know by other names. A file stands in for a device, a folder on
 //! disk for a file system that hosts share, and a client that stays on TCP for one on another host.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use maru_client::{Config, DeviceMap, Error, MaruHandler, Stored};
-use maru_proto::{PoolKind, PoolUuid};
+use maru_proto::{PoolHeader, PoolKind, PoolUuid};
 use maru_tests::{PAGE, ServerProcess, config, connect, is_intact, make_device, store};
 use tempfile::TempDir;
 
@@ -205,6 +207,18 @@ fn the_device_as_it_was_before_it_was_emptied_is_never_mapped() {
 }
 
 #[test]
+fn a_server_gives_way_to_one_of_another_host() {
+    let TwoNames { mut server, other_name, .. } = TwoNames::start(&[]);
+    // A lock is one host's, so the other server is its change of the header.
+    let mut area = std::fs::read(&other_name).unwrap();
+    let (header, slot) = PoolHeader::read(&area).unwrap();
+    header.discarded([9; 16]).write(&mut area, 1 - slot);
+    File::options().write(true).open(&other_name).unwrap().write_all(&area[..PoolHeader::SLOTS_LEN]).unwrap();
+    server.wait_for_log("another server, of another host, has taken a pool: stopping");
+    assert!(server.wait_for_end());
+}
+
+#[test]
 fn memory_of_the_servers_host_is_refused_to_other_hosts() {
     let server = ServerProcess::start(&["--listen", "127.0.0.1:0"]);
     let there = connect(&server);
@@ -214,7 +228,7 @@ fn memory_of_the_servers_host_is_refused_to_other_hosts() {
     let here = MaruHandler::connect(remote(&server).device_map(map(uuid, &elsewhere))).unwrap();
     let said = here.alloc(PAGE).unwrap_err().to_string();
     assert!(
-        said.contains("that is memory of the server's host; hosts share fsdax and devdax pools"),
+        said.contains("it is memory of the server's host, and hosts share fsdax and devdax pools"),
         "{said}"
     );
     assert_eq!(found(&here, &keys("chunk", 5)), 0);

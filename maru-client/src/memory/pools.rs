@@ -121,7 +121,10 @@ impl LocalPool {
             path: at_server,
             reason: match kind {
                 Some(PoolKind::Tmpfs | PoolKind::Hugetlbfs) => {
-                    "that is memory of the server's host; hosts share fsdax and devdax pools".to_owned()
+                    format!(
+                        "{}; it is memory of the server's host, and hosts share fsdax and devdax pools",
+                        tried.join(", ")
+                    )
                 }
                 _ => format!("{}; name it in the device map, UUID=PATH", tried.join(", ")),
             },
@@ -248,7 +251,7 @@ mod tests {
         write(&folder.path().join(HEADER_FILE), &header(1));
         let of_other_host = record(PoolKind::Tmpfs, folder.path(), &header(2));
         let said = refused(&of_other_host, &DeviceMap::default(), folder.path());
-        assert!(said.contains("memory of the server's host; hosts share fsdax and devdax"), "{said}");
+        assert!(said.contains("memory of the server's host, and hosts share fsdax and devdax"), "{said}");
         let of_other_mount = record(PoolKind::FsDax, folder.path(), &header(2));
         let said = refused(&of_other_mount, &DeviceMap::default(), folder.path());
         assert!(said.contains("is the pool 01010101-") && said.contains("UUID=PATH"), "{said}");

@@ -281,7 +281,7 @@ fn a_restart_with_a_shorter_grace_period_waits_as_long_as_those_of_before_rely_o
     let (mut server, owner, _) = one_entry();
     server.journal.settle(&server.state);
     let restart = |server: &mut Server| {
-        let (journal, saved) = Journal::open(server.folder.path(), LIMITS.max_instances, false).unwrap();
+        let (journal, saved) = open(server.folder.path(), LIMITS.max_instances, false).unwrap();
         server.journal = journal;
         server.state = State::restore(SHORT, &POOLS, &saved, Duration::ZERO).unwrap();
         server.state.keep_changes();

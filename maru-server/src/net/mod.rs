@@ -56,6 +56,8 @@ const PIN_TICKS: (Duration, Duration) = (Duration::from_millis(10), Duration::fr
 const STALL_TICK: Duration = Duration::from_millis(20);
 /// Handshakes of TLS that may be under way.
 const MAX_HANDSHAKES: usize = 512;
+/// How often it is looked whether a server of another host has taken a pool. Its grace period has to be longer.
+const TAKEN_TICK: Duration = Duration::from_millis(500);
 /// How long connections may take to finish their frames once the server stops.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
@@ -210,6 +212,7 @@ async fn serve(
         .map(|listener| tokio_uring::spawn(listener::accept(Rc::clone(&shared), listener)))
         .collect::<Vec<_>>();
     tokio_uring::spawn(rescan::rescan(Rc::clone(&shared), hangup, reread));
+    tokio_uring::spawn(give_way(Rc::clone(&shared)));
     tokio_uring::spawn(expire(Rc::clone(&shared), options.pin_ttl));
     tokio_uring::spawn(enforce_greetings(Rc::clone(&shared)));
     tokio_uring::spawn(end_stalled(Rc::clone(&shared)));
@@ -268,6 +271,19 @@ fn reactor(options: &Options, service: &mut Service) -> Result<Option<Reactor>, 
             Ok(None)
         }
         Err(error) => Err(ServerError::Ring(ring::explain(&error))),
+    }
+}
+
+/// Stops the server once one of another host has taken a pool: it gives the same memory to others, after its grace period.
+async fn give_way(shared: Rc<Shared>) {
+    loop {
+        tokio::time::sleep(TAKEN_TICK).await;
+        let taken = shared.memory.borrow().taken();
+        if let Some(PoolFacts { path, identity, .. }) = taken {
+            error!(pool = path, uuid = %identity.uuid, "another server, of another host, has taken a pool: stopping");
+            shared.stop.notify_one();
+            return;
+        }
     }
 }
 

@@ -428,3 +428,19 @@ fn a_pool_is_wiped_while_nobody_uses_it_and_is_none_any_more() {
         }
     }
 }
+
+#[test]
+fn a_pool_that_a_server_of_another_host_has_taken_is_no_longer_ours() {
+    for place in Place::all() {
+        let memory = place.open();
+        assert!(memory.taken().is_none());
+        let header = match place.kind {
+            PoolKind::DevDax => place.path.clone(),
+            _ => place.path.join("maru.pool"),
+        };
+        let mut area = map_header(&header);
+        let (header, slot) = PoolHeader::read(&area).unwrap();
+        header.discarded([9; 16]).write(&mut area, 1 - slot);
+        assert_eq!(memory.taken().map(|facts| facts.kind), Some(place.kind));
+    }
+}

@@ -98,6 +98,10 @@ impl Pool for DevicePool {
         Ok(was_in_use)
     }
 
+    fn is_ours(&self) -> bool {
+        self.header.is_current()
+    }
+
     fn keep_only(&self, _: &[RegionId]) -> Result<(), ServerError> {
         // Extents are the directory's alone to know of.
         Ok(())

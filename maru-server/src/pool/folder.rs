@@ -107,6 +107,10 @@ impl Pool for FolderPool {
         Ok(false)
     }
 
+    fn is_ours(&self) -> bool {
+        self.header.is_current()
+    }
+
     fn keep_only(&self, regions: &[RegionId]) -> Result<(), ServerError> {
         let removed = remove_regions(&self.folder, regions)
             .map_err(|source| ServerError::Pool { path: self.folder.clone(), source })?;

@@ -54,6 +54,13 @@ fn flush(map: &MmapMut) {
     }
 }
 
+/// Has the header come from memory when it is read next, and not from what this host has seen of it.
+fn drop_lines(area: &[u8]) {
+    if let Some(lines) = CacheLines::of_this_processor() {
+        lines.invalidate(&area[..PoolHeader::SLOTS_LEN]);
+    }
+}
+
 /// A header, and the memory that it stands in.
 #[derive(Debug)]
 pub(crate) struct HeaderArea {
@@ -65,9 +72,7 @@ pub(crate) struct HeaderArea {
 impl HeaderArea {
     /// The header that is there.
     pub(crate) fn read(map: MmapMut) -> Result<HeaderArea, PoolHeaderError> {
-        if let Some(lines) = CacheLines::of_this_processor() {
-            lines.invalidate(&map[..PoolHeader::SLOTS_LEN]);
-        }
+        drop_lines(&map);
         let (header, slot) = PoolHeader::read(&map)?;
         Ok(HeaderArea { map, header, slot })
     }
@@ -87,6 +92,12 @@ impl HeaderArea {
     /// What the pool is known by.
     pub(crate) fn identity(&self) -> PoolIdentity {
         PoolIdentity { uuid: self.header.uuid(), incarnation: self.header.incarnation() }
+    }
+
+    /// Whether the memory still says what this server has written there: no other one, on another host, has taken it since.
+    pub(crate) fn is_current(&self) -> bool {
+        drop_lines(&self.map);
+        PoolHeader::read(&self.map).is_ok_and(|(header, _)| header == self.header)
     }
 
     /// Whether this directory is the one that says what is in the pool.

@@ -108,6 +108,11 @@ impl Memory {
         Ok(())
     }
 
+    /// A pool that a server of another host has taken, if there is one.
+    pub(crate) fn taken(&self) -> Option<PoolFacts> {
+        self.pools.iter().find(|pool| !pool.is_ours()).map(|pool| pool.facts())
+    }
+
     /// What there is to know of each pool.
     pub(crate) fn facts(&self) -> impl Iterator<Item = PoolFacts> {
         self.pools.iter().map(|pool| pool.facts())

@@ -112,6 +112,9 @@ pub(crate) trait Pool: fmt::Debug + Send {
     /// reading the very memory that is given out from now on.
     fn adopt(&mut self, deployment: [u8; 16]) -> Result<bool, ServerError>;
 
+    /// Whether it still is this server's, and not taken by one of another host, which no lock keeps out.
+    fn is_ours(&self) -> bool;
+
     /// Gives back what there is of regions other than these.
     fn keep_only(&self, regions: &[RegionId]) -> Result<(), ServerError>;
 
