@@ -185,6 +185,7 @@ fn resume(shared: &Shared) -> Work {
         Err(error @ Error::SessionEnded) => {
             tracing::error!(instance = shared.instance, %error, "the session can't go on");
             shared.set_phase(Phase::Ended);
+            shared.stop_prefault();
             Work::None
         }
         Err(error) => {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use maru_proto::RegionRecord;
 
+use super::prefault::Ahead;
 use super::{Access, Extent, Mapping};
 use crate::error::{Error, ProtocolError, Result};
 use crate::sync::{lock, read, write};
@@ -19,6 +20,8 @@ pub(crate) struct Region {
     /// Bytes of all pages.
     length: usize,
     mapping: Mapping,
+    /// How far the memory is had before it is touched.
+    ahead: Ahead,
 }
 
 impl Region {
@@ -42,7 +45,8 @@ impl Region {
         let extent = Extent { offset: record.file_offset.get(), length: extent };
         let mapping = Mapping::new(file, extent, access);
         let mapping = mapping.map_err(|source| Error::Map { region_id: id, source })?;
-        Ok(Region { id, page_size, pages, length, mapping })
+        let ahead = Ahead::of(&mapping);
+        Ok(Region { id, page_size, pages, length, mapping, ahead })
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -95,6 +99,22 @@ impl Region {
             (Ok(offset), Ok(length)) if inside => Ok((offset, length)),
             _ => Err(ProtocolError::Location { region_id: self.id, offset, length }),
         }
+    }
+
+    /// Whether memory of the region is to be mapped before it is touched.
+    pub(super) fn is_left_to_prefault(&self) -> bool {
+        self.ahead.is_left()
+    }
+
+    /// Has the next part of the region's memory mapped before it is touched; whether there is more to come.
+    pub(super) fn prefault_next(&self) -> bool {
+        self.ahead.next(&self.mapping)
+    }
+
+    /// No more memory of the region is mapped ahead of those who touch it, once this returns: what the server takes back is not
+    /// to be taken again.
+    pub(crate) fn stop_prefault(&self) {
+        self.ahead.stop();
     }
 
     /// Where a byte of the region is in this process.
@@ -222,6 +242,11 @@ pub(crate) mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(u64::from(pages) * page_size as u64).unwrap();
         Region::map(&record(id, pages, page_size as u64), &file, access).unwrap()
+    }
+
+    /// A mapped region over a file that the test looks at.
+    pub(crate) fn region_of(file: &File, pages: u32, page_size: usize, access: Access) -> Region {
+        Region::map(&record(1, pages, page_size as u64), file, access).unwrap()
     }
 
     fn record(id: u32, pages: u32, page_size: u64) -> RegionRecord {

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use tracing::info;
 
 use super::header::{HeaderArea, map};
-use super::{GRANULARITY, Job, Pool, PoolFacts, PoolPlan, utf8_path};
+use super::{GRANULARITY, InvalidNode, Job, Pool, PoolFacts, PoolPlan, utf8_path};
 use crate::error::ServerError;
 use crate::journal::JournalError;
 use crate::state::{RegionId, RegionInfo, RetiredRegion, SavedRegion};
@@ -40,6 +40,10 @@ impl DevicePool {
         let failed = |source| ServerError::Pool { path: plan.path.clone(), source };
         let path = plan.path.canonicalize().map_err(failed)?;
         let text = utf8_path(&path)?;
+        if let Some(node) = plan.node {
+            let source = InvalidNode::OfDevice { kind: PoolKind::DevDax.name() };
+            return Err(ServerError::PoolNode { path, node, source });
+        }
         let device = Device::open(&path).map_err(failed)?;
         device.lock(&path)?;
         let read_only = File::open(&path).map_err(failed)?;
@@ -59,8 +63,8 @@ impl DevicePool {
         }
         let (granularity, identity) = (device.granularity(), header.identity());
         let (uuid, incarnation) = (identity.uuid, identity.incarnation);
-        let coherence = plan.coherence;
-        info!(pool = %path.display(), size = %ByteSize(size), %uuid, incarnation, coherence = coherence.name(), "the pool is ready");
+        let (coherence, node) = (plan.coherence, device.node);
+        info!(pool = %path.display(), size = %ByteSize(size), %uuid, incarnation, coherence = coherence.name(), node, "the pool is ready");
         Ok(DevicePool { path: text, size, granularity, coherence, header, writable: device.file, read_only })
     }
 }
@@ -117,6 +121,8 @@ pub(crate) struct Device {
     pub(crate) size: u64,
     /// Mappings begin and end at multiples of this many bytes.
     alignment: u64,
+    /// The NUMA node of its memory, where it has one.
+    node: Option<u64>,
 }
 
 impl Device {
@@ -135,7 +141,11 @@ impl Device {
         } else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no device"));
         };
-        Ok(Device { file, size, alignment })
+        // The node that the memory would be of were it the system's, else the one that it is nearest to; -1 is none.
+        let node = |attribute| sysfs_number(&metadata, attribute).ok();
+        let node =
+            if kind.is_char_device() { node("target_node").or_else(|| node("numa_node")) } else { None };
+        Ok(Device { file, size, alignment, node })
     }
 
     /// Keeps other servers of this host out for as long as the file is open.

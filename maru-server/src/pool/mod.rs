@@ -5,7 +5,9 @@ mod folder;
 mod header;
 mod memory;
 mod mount;
+mod numa;
 mod plan;
+mod region_file;
 
 #[cfg(test)]
 mod conformance;
@@ -25,7 +27,8 @@ pub(crate) use folder::{HEADER_FILE, free_bytes, region_bytes, region_files};
 pub use header::PoolIdentity;
 pub(crate) use memory::Memory;
 pub(crate) use mount::{HugePages, Mount, mount_planned};
-pub use plan::{InvalidPool, PoolPlan};
+pub use numa::InvalidNode;
+pub use plan::{InvalidPool, PoolPlan, Prefault};
 
 /// Extents begin and end at multiples of a huge page, so that each can be mapped by huge pages.
 const GRANULARITY: u64 = 2 << 20;

@@ -141,6 +141,7 @@ fn connect(config: &ClientConfig) -> Result<MaruHandler, Error> {
         .region_size(config.region_size)
         .auto_expand(config.auto_expand)
         .eager(config.eager)
+        .prefault(config.prefault)
         .stay_on_tcp(config.stay_on_tcp);
     if !config.address.is_empty() {
         handler = handler.address(config.address.parse()?);
