@@ -1,8 +1,7 @@
 //! Memory that is taken before it is used, and memory that is taken as it is used.
 
-use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use maru_tests::{ClientConfig, ClientProcess, Command, Reply, ServerProcess, wait_until};
 use rustix::fs::statvfs;
@@ -60,18 +59,15 @@ fn client_with_one_region(server: &ServerProcess, region_size: u64, prefault: bo
     })
 }
 
-/// The files of the regions in the pool.
-fn regions(folder: &Path) -> Vec<Metadata> {
-    let files = std::fs::read_dir(folder.join("pool")).unwrap().map(Result::unwrap);
-    let regions = files.filter(|file| file.file_name().to_string_lossy().starts_with("region-"));
-    regions.map(|region| region.metadata().unwrap()).collect()
+/// The file of the first region.
+fn region(folder: &Path) -> PathBuf {
+    folder.join("pool/region-1")
 }
 
-/// The length of the only region, and the bytes of memory that it takes.
-fn only_region(folder: &Path) -> (u64, u64) {
-    let regions = regions(folder);
-    let [region] = &regions[..] else { panic!("{} regions", regions.len()) };
-    (region.size(), region.blocks() * 512)
+/// Its length, and the bytes of memory that it takes.
+fn length_and_taken(folder: &Path) -> (u64, u64) {
+    let file = region(folder).metadata().unwrap();
+    (file.size(), file.blocks() * 512)
 }
 
 #[test]
@@ -89,7 +85,7 @@ fn a_large_lazy_region_takes_the_memory_of_its_first_chunk() {
     let mut client = client_with_one_region(&server, size, false);
     assert_eq!(client.each(Command::Store(vec!["chunk".to_owned()], 1 << 20)), ["stored"]);
     assert_eq!(client.count(Command::Read(vec!["chunk".to_owned()])), 1);
-    let (length, taken) = only_region(folder);
+    let (length, taken) = length_and_taken(folder);
     assert_eq!(length, size);
     assert!((MIB..=8 * MIB).contains(&taken), "{taken} bytes are taken for a chunk of 1 MiB");
 }
@@ -98,7 +94,7 @@ fn a_large_lazy_region_takes_the_memory_of_its_first_chunk() {
 fn an_eager_region_is_all_there_before_it_is_used() {
     let server = ServerProcess::start(&["--pool-size", "256MiB"]);
     let _client = client_with_one_region(&server, 256 * MIB, false);
-    assert_eq!(only_region(server.folder()), (256 * MIB, 256 * MIB));
+    assert_eq!(length_and_taken(server.folder()), (256 * MIB, 256 * MIB));
 }
 
 #[test]
@@ -107,7 +103,7 @@ fn what_is_mapped_ahead_of_a_writer_is_all_mapped_in_the_end() {
     let server = lazy_server(folder.path(), 256 * MIB);
     let mut client = client_with_one_region(&server, 256 * MIB, true);
     assert_eq!(client.each(Command::Store(vec!["chunk".to_owned()], 1 << 20)), ["stored"]);
-    wait_until("all memory is there", || only_region(folder.path()).1 == 256 * MIB);
+    wait_until("all memory is there", || length_and_taken(folder.path()).1 == 256 * MIB);
     assert_eq!(client.count(Command::Read(vec!["chunk".to_owned()])), 1);
 }
 
@@ -121,7 +117,7 @@ fn memory_that_is_given_back_is_not_taken_again() {
     let taken_before = own.taken();
     let mut client = client_with_one_region(&server, 2 * GIB, true);
     assert_eq!(client.call(Command::Close), Reply::Done);
-    wait_until("the region is gone", || regions(own.path()).is_empty());
+    wait_until("the region is gone", || !region(own.path()).exists());
     let taken = || own.taken().saturating_sub(taken_before);
     wait_until("its memory is free", || taken() < 8 * MIB);
     // The client maps the file still. A thread that went on would be seen here, soon or a little later.
