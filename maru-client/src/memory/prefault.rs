@@ -4,6 +4,7 @@
 //! whoever comes later finds memory mapped.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::{Access, Mapping, Region};
@@ -20,6 +21,8 @@ const SLICE: usize = 8 << 20;
 pub(super) struct Ahead {
     /// Locked while a part is being mapped.
     left: Mutex<Range<usize>>,
+    /// Seen before the lock is taken once more: who waits for it in [`Ahead::stop`] might not get it for long otherwise.
+    is_stopped: AtomicBool,
 }
 
 impl Ahead {
@@ -27,11 +30,14 @@ impl Ahead {
     pub(super) fn of(mapping: &Mapping) -> Ahead {
         let is_wanted = mapping.access() == (Access::ReadWrite { prefault: true });
         let left = if is_wanted { mapping.len().min(FIRST)..mapping.len() } else { 0..0 };
-        Ahead { left: Mutex::new(left) }
+        Ahead { left: Mutex::new(left), is_stopped: AtomicBool::new(false) }
     }
 
     /// Maps the next part; whether there is more to come.
     pub(super) fn next(&self, mapping: &Mapping) -> bool {
+        if self.is_stopped.load(Ordering::Acquire) {
+            return false;
+        }
         let mut left = lock(&self.left);
         let part = left.start..left.end.min(left.start + SLICE);
         if !part.is_empty() {
@@ -51,6 +57,7 @@ impl Ahead {
 
     /// Nothing more is mapped once this returns.
     pub(super) fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Release);
         *lock(&self.left) = 0..0;
     }
 }
