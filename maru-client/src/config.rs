@@ -183,8 +183,10 @@ impl Config {
         self
     }
 
-    /// Whether the memory of own regions is mapped page by page at once, so that no later write waits for it.
-    /// Default: true. It takes about a second for 10 GiB on huge pages, ten times that without.
+    /// Whether the memory of own regions is mapped before it is written into, so that no write waits for it: the first
+    /// 128 MiB of a region at once, the rest by a thread while pages are used already. Default: true. It takes about a
+    /// second for 10 GiB on huge pages, ten times that without. False is for regions of which little may be used, where
+    /// the server allocates memory lazily: otherwise all of a region is taken in the end.
     pub fn prefault(mut self, yes: bool) -> Config {
         self.prefault = yes;
         self

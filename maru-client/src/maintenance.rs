@@ -234,6 +234,7 @@ fn resume(shared: &Shared) -> Work {
         Err(error @ Error::SessionEnded) => {
             tracing::error!(instance = shared.instance, %error, "the session can't go on");
             shared.end_session();
+            shared.stop_prefault();
             Work::None
         }
         Err(error) => {

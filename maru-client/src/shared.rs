@@ -519,7 +519,14 @@ impl Shared {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.give_back(&self.own.close());
+        let idle = self.own.close();
+        self.stop_prefault();
+        self.give_back(&idle);
+    }
+
+    /// Maps no more memory of own regions ahead of those who touch it.
+    pub(crate) fn stop_prefault(&self) {
+        self.own.regions().iter().for_each(|region| region.stop_prefault());
     }
 
     /// Gives regions back that were not yet, and sends the pins that guards gave up.

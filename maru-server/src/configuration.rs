@@ -445,6 +445,7 @@ mod tests {
             Some("HOST:PORT") => ["127.0.0.1:7", "127.0.0.1:8"],
             Some("DRIVER") => ["ring", "plain"],
             Some("LOG_FORMAT") => ["json", "text"],
+            Some("PREFAULT") => ["lazy", "eager"],
             _ => ["/x/7", "/x/8"],
         }
     }

@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use maru_proto::{PoolHeaderError, PoolUuid};
 
 use crate::journal::JournalError;
+use crate::pool::InvalidNode;
 use crate::state::RestoreError;
 
 /// What to do about memory that does not say which pool it is.
@@ -108,6 +109,16 @@ pub enum ServerError {
         path: PathBuf,
         /// What it is.
         kind: &'static str,
+    },
+    /// The memory can't be had from the node.
+    #[error("the pool {} can't have its memory on node {node}: {source}", .path.display())]
+    PoolNode {
+        /// The folder, or the device.
+        path: PathBuf,
+        /// The NUMA node.
+        node: u32,
+        /// What is in the way.
+        source: InvalidNode,
     },
     /// Two pools are one.
     #[error("{} is the pool {uuid}, which is there already under another path; leave one of them out", .path.display())]

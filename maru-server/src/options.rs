@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::Parser;
 
-use crate::pool::PoolPlan;
+use crate::pool::{PoolPlan, Prefault};
 
 /// The metadata server of maru: instances share KV-cache chunks through a pool of memory that it hands out.
 ///
@@ -73,8 +73,8 @@ pub struct Options {
     /// A kind and a colon may stand before the path, which has to be of that kind then: tmpfs or hugetlbfs, folders of this
     /// host's memory; fsdax, a folder that hosts may share; devdax, a device that hosts may share, once `maru pool init` has
     /// made it a pool. Behind the path, with commas: size=64GiB; coherence=writeback, where hosts do not see what is in each
-    /// other's caches; mount, for root: a tmpfs with huge pages is mounted there and stays. Repeat the option for several, or
-    /// separate them by semicolons.
+    /// other's caches; mount, for root: a tmpfs with huge pages is mounted there and stays; node=0, the NUMA node whose memory a
+    /// tmpfs or hugetlbfs takes. Repeat the option for several, or separate them by semicolons.
     #[arg(long, value_name = "POOL", value_delimiter = ';')]
     pub pool: Vec<PoolPlan>,
 
@@ -84,6 +84,13 @@ pub struct Options {
     /// A device that says none is used as a whole.
     #[arg(long, value_name = "SIZE")]
     pub pool_size: Option<ByteSize>,
+
+    /// When the regions of a folder get their memory: all of it before they are given, or lazily, as it is touched.
+    ///
+    /// Lazily, a region of any size is there at once. Whoever touches memory that the folder's file system does not have is
+    /// killed then (SIGBUS): have nothing else fill it. The size of a pool is held against what is free at start.
+    #[arg(long, value_enum, default_value_t = Prefault::Eager)]
+    pub prefault: Prefault,
 
     /// Where the server keeps what outlives its process besides the chunks [default: the folder of the first pool that is
     /// tmpfs or fsdax, else /dev/shm/maru-UID].
@@ -212,7 +219,9 @@ pub struct Options {
 impl Options {
     /// The pools, in the order in which they are filled.
     pub(crate) fn pools(&self) -> Vec<PoolPlan> {
-        if self.pool.is_empty() { vec![PoolPlan::default()] } else { self.pool.clone() }
+        let default = [PoolPlan::default()];
+        let plans = if self.pool.is_empty() { &default[..] } else { &self.pool };
+        plans.iter().map(|plan| PoolPlan { prefault: self.prefault, ..plan.clone() }).collect()
     }
 }
 

@@ -22,6 +22,8 @@ pub struct ClientConfig {
     pub auto_expand: bool,
     /// Whether the first region is asked for at connect.
     pub eager: bool,
+    /// Whether memory is mapped before it is written into.
+    pub prefault: bool,
     /// Whether a TCP address is stayed at.
     pub stay_on_tcp: bool,
     /// Whether it reports how long its calls take.
@@ -49,6 +51,7 @@ impl ClientConfig {
             expand_size: None,
             auto_expand: true,
             eager: false,
+            prefault: true,
             stay_on_tcp: false,
             report_stats: false,
             tls_ca: None,

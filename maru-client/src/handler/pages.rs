@@ -8,7 +8,7 @@ use maru_proto::{ClientOperation, FrameStatus, ReclaimRequest};
 
 use super::{MaruHandler, RegionAdded};
 use crate::error::{Error, Result};
-use crate::memory::{Claim, RegionMemory};
+use crate::memory::{Claim, RegionMemory, prefault};
 use crate::page::{PageLocation, PageMut};
 use crate::rpc::request::Reclaim;
 use crate::session::Link;
@@ -134,6 +134,7 @@ impl MaruHandler {
             page_size: region.page_size(),
         });
         self.shared.own.open(region.id());
+        prefault(&region);
         Ok(())
     }
 

@@ -2,10 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
 
 use maru_proto::CacheLines;
 use memmap2::{Advice, MmapOptions, MmapRaw};
+use rustix::io::Errno;
+
+use super::prefault::FIRST;
 
 /// How much of a huge page is touched where the kernel can't populate a mapping by itself.
 const TOUCH_STEP: usize = 4096;
@@ -15,7 +19,7 @@ const TOUCH_STEP: usize = 4096;
 pub(crate) enum Access {
     /// An own region, to write into.
     ReadWrite {
-        /// Whether all of it is mapped at once.
+        /// Whether the memory is had before it is touched: the first part now, the rest by [`super::prefault`].
         prefault: bool,
     },
     /// A region of somebody else's; the kernel lets nobody write through it.
@@ -66,7 +70,12 @@ impl Mapping {
         let _ = memory.advise(Advice::HugePage);
         let mapping = Mapping { memory, access };
         if access == (Access::ReadWrite { prefault: true }) {
-            mapping.populate()?;
+            let first = 0..length.min(FIRST);
+            match mapping.populate(first.clone()) {
+                // Kernels before 5.14 don't know the advice.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => mapping.touch(first),
+                done => done?,
+            }
         }
         Ok(mapping)
     }
@@ -88,22 +97,24 @@ impl Mapping {
         unsafe { self.memory.as_mut_ptr().add(offset) }
     }
 
-    fn populate(&self) -> io::Result<()> {
-        match self.memory.advise(Advice::PopulateWrite) {
-            // Kernels before 5.14 don't know the advice.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                self.touch();
-                Ok(())
-            }
-            done => done,
-        }
+    /// Has every page of a part mapped that can be written into; no byte of it changes, whoever writes there meanwhile.
+    ///
+    /// # Errors
+    /// What the system says, also when there is no memory for a page: to touch it would kill the process.
+    pub(super) fn populate(&self, part: Range<usize>) -> io::Result<()> {
+        let populated = self.memory.advise_range(Advice::PopulateWrite, part.start, part.len());
+        populated.map_err(|error| match Errno::from_io_error(&error) {
+            // What kills who touches it.
+            Some(Errno::FAULT) => io::Error::new(io::ErrorKind::StorageFull, "the pool has no memory left"),
+            _ => error,
+        })
     }
 
-    /// Has every page mapped by a write that changes nothing, and leaves nothing in the cache that could be written to memory
-    /// later.
-    fn touch(&self) {
+    /// The same by a write to every page, which nobody else may write into meanwhile. It leaves nothing in the cache that could
+    /// be written to memory later.
+    fn touch(&self, part: Range<usize>) {
         let lines = CacheLines::of_this_processor();
-        for offset in (0..self.len()).step_by(TOUCH_STEP) {
+        for offset in part.step_by(TOUCH_STEP) {
             // SAFETY: the offset is inside the mapping, which nobody else knows of yet.
             let byte = unsafe { self.at(offset).read_volatile() };
             // SAFETY: the same, and the mapping is writable.
@@ -177,7 +188,7 @@ mod tests {
         let file = file(3 * 4096);
         file.write_all_at(b"kept", 4096).unwrap();
         let mapping = Mapping::new(&file, whole(3 * 4096), Access::ReadWrite { prefault: false }).unwrap();
-        mapping.touch();
+        mapping.touch(0..mapping.len());
         let mut bytes = [0; 4];
         file.read_exact_at(&mut bytes, 4096).unwrap();
         assert_eq!(&bytes, b"kept");

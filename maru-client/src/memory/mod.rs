@@ -8,6 +8,7 @@ mod mapping;
 mod own;
 mod pages;
 mod pools;
+mod prefault;
 mod regions;
 
 pub(crate) use coherence::Coherence;
@@ -17,5 +18,6 @@ pub(crate) use mapping::{Access, Extent, Mapping};
 pub(crate) use own::{Claim, OwnPages};
 pub use pools::DeviceMap;
 pub(crate) use pools::LocalPool;
+pub(crate) use prefault::prefault;
 pub use regions::RegionMemory;
 pub(crate) use regions::{Region, Regions};

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use maru_proto::{CacheLines, RegionRecord};
 
 use super::first_read::Seen;
+use super::prefault::Ahead;
 use super::{Access, Coherence, Extent, Mapping};
 use crate::error::{Error, ProtocolError, Result};
 use crate::sync::{lock, read, write};
@@ -23,6 +24,8 @@ pub(crate) struct Region {
     /// How its lines are written back and dropped, where they have to be.
     lines: Option<CacheLines>,
     pub(super) seen: Seen,
+    /// How far the memory is had before it is touched.
+    ahead: Ahead,
 }
 
 impl Region {
@@ -58,7 +61,8 @@ impl Region {
         };
         let mapping = Mapping::new(file, extent, access);
         let mapping = mapping.map_err(|source| Error::Map { region_id: id, source })?;
-        Ok(Region { id, page_size, pages, length, mapping, lines, seen: Seen::default() })
+        let ahead = Ahead::of(&mapping);
+        Ok(Region { id, page_size, pages, length, mapping, lines, seen: Seen::default(), ahead })
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -130,6 +134,22 @@ impl Region {
         // SAFETY: the page is inside the mapping, which can be read.
         unsafe { lines.write_back_at(self.at(self.page_offset(page)), self.page_size) };
         true
+    }
+
+    /// Whether memory of the region is to be mapped before it is touched.
+    pub(super) fn is_left_to_prefault(&self) -> bool {
+        self.ahead.is_left()
+    }
+
+    /// Has the next part of the region's memory mapped before it is touched; whether there is more to come.
+    pub(super) fn prefault_next(&self) -> bool {
+        self.ahead.next(&self.mapping)
+    }
+
+    /// No more memory of the region is mapped ahead of those who touch it, once this returns: what the server takes back is not
+    /// to be taken again.
+    pub(crate) fn stop_prefault(&self) {
+        self.ahead.stop();
     }
 
     /// Where a byte of the region is in this process.
@@ -269,6 +289,11 @@ pub(crate) mod tests {
     ) -> Region {
         file.set_len(u64::from(pages) * page_size as u64).unwrap();
         Region::map(&record(1, pages, page_size as u64), file, access, coherence).unwrap()
+    }
+
+    /// A mapped region over a file that the test looks at.
+    pub(crate) fn region_of(file: &File, pages: u32, page_size: usize, access: Access) -> Region {
+        Region::map(&record(1, pages, page_size as u64), file, access).unwrap()
     }
 
     fn record(id: u32, pages: u32, page_size: u64) -> RegionRecord {

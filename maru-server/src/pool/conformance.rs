@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::header::{HeaderArea, map};
 use super::memory::Memory;
-use super::{IdlePool, PoolFacts, PoolPlan, PreparationError};
+use super::{IdlePool, PoolFacts, PoolPlan, Prefault, PreparationError};
 use crate::error::ServerError;
 use crate::examination::{self, PoolPlace};
 use crate::journal::JournalError;
@@ -326,6 +326,79 @@ fn the_memory_of_a_folder_is_all_there_before_a_region_is_given() {
         // Some file systems count blocks of their own besides.
         assert!(file.blocks() * 512 >= 4 * MIB, "{:?}: {} blocks", place.kind, file.blocks());
         memory.maker(&region(1, 0, 4 * MIB))().unwrap_err();
+    }
+}
+
+#[test]
+fn lazy_memory_is_there_once_it_is_touched() {
+    for place in Place::all().into_iter().filter(|place| place.kind != PoolKind::DevDax) {
+        let plan = PoolPlan { prefault: Prefault::Lazy, ..place.plan() };
+        let memory = Memory::open(&[plan], place.state.path().to_owned()).unwrap();
+        let made = region(1, 0, 4 * MIB);
+        memory.maker(&made)().unwrap();
+        let taken = || std::fs::metadata(place.path.join("region-1")).unwrap().blocks() * 512;
+        assert!(taken() < MIB, "{:?}: {} bytes", place.kind, taken());
+        map_region(&memory, &made, true).unwrap()[0] = 7;
+        assert!((4096..4 * MIB).contains(&taken()), "{:?}: {} bytes", place.kind, taken());
+    }
+}
+
+#[test]
+fn the_memory_of_a_folder_lies_on_its_node() {
+    for (kind, prefault) in [
+        (PoolKind::Tmpfs, Prefault::Eager),
+        (PoolKind::Tmpfs, Prefault::Lazy),
+        (PoolKind::Hugetlbfs, Prefault::Eager),
+    ] {
+        let Some(place) = Place::of(kind) else { continue };
+        let plan = PoolPlan { node: Some(0), prefault, ..place.plan() };
+        let memory = match Memory::open(&[plan], place.state.path().to_owned()) {
+            Ok(memory) => memory,
+            Err(ServerError::PoolNode { source, .. }) => {
+                println!("skipped: no node to be had here ({source}), so none was chosen");
+                continue;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let made = region(1, 0, 4 * MIB);
+        memory.maker(&made)().unwrap();
+        let mapped = map_region(&memory, &made, true).unwrap();
+        let policies = std::fs::read_to_string("/proc/self/numa_maps").unwrap();
+        let address = format!("{:x} ", mapped.as_ptr().addr());
+        let policy = policies.lines().find_map(|line| line.strip_prefix(&address)).unwrap();
+        // A hugetlbfs keeps no policy with a file: its pages were taken from the node when they were made.
+        if kind == PoolKind::Tmpfs {
+            assert!(policy.starts_with("bind:0 "), "{prefault:?}: {policy}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_can_not_be_had_is_refused() {
+    for place in Place::all() {
+        let refused = |node, prefault| {
+            let plan = PoolPlan { node: Some(node), prefault, ..place.plan() };
+            Memory::open(&[plan], place.state.path().to_owned()).unwrap_err().to_string()
+        };
+        let unknown = refused(100_000, Prefault::Eager);
+        match place.kind {
+            PoolKind::Tmpfs | PoolKind::Hugetlbfs => {
+                assert!(
+                    unknown.contains("on node 100000: ") && unknown.contains("there are: 0"),
+                    "{unknown}"
+                );
+            }
+            _ => assert!(unknown.contains("lies where its device is; leave node= out"), "{unknown}"),
+        }
+        if place.kind == PoolKind::Tmpfs {
+            let plan = PoolPlan { size: Some(ByteSize(1 << 60)), node: Some(0), ..place.plan() };
+            let large = Memory::open(&[plan], place.state.path().to_owned()).unwrap_err().to_string();
+            assert!(large.contains("give it a smaller size"), "{large}");
+        }
+        if place.kind == PoolKind::Hugetlbfs {
+            let lazy = refused(0, Prefault::Lazy);
+            assert!(lazy.contains("use --prefault eager"), "{lazy}");
+        }
     }
 }
 

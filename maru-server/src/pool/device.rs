@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use tracing::info;
 
 use super::header::{HeaderArea, map};
-use super::{GRANULARITY, Job, Pool, PoolFacts, PoolPlan, utf8_path};
+use super::{GRANULARITY, InvalidNode, Job, Pool, PoolFacts, PoolPlan, utf8_path};
 use crate::error::ServerError;
 use crate::journal::JournalError;
 use crate::state::{RegionId, RegionInfo, RetiredRegion, SavedRegion};
@@ -43,6 +43,10 @@ impl DevicePool {
         let failed = |source| ServerError::Pool { path: plan.path.clone(), source };
         let path = plan.path.canonicalize().map_err(failed)?;
         let text = utf8_path(&path)?;
+        if let Some(node) = plan.node {
+            let source = InvalidNode::OfDevice { kind: PoolKind::DevDax.name() };
+            return Err(ServerError::PoolNode { path, node, source });
+        }
         let device = Device::open(&path).map_err(failed)?;
         device.lock(&path)?;
         let read_only = File::open(&path).map_err(failed)?;
@@ -70,8 +74,8 @@ impl DevicePool {
         }
         let (granularity, identity) = (shape.granularity(), header.identity());
         let (uuid, incarnation) = (identity.uuid, identity.incarnation);
-        let coherence = plan.coherence;
-        info!(pool = %path.display(), size = %ByteSize(size), %uuid, incarnation, coherence = coherence.name(), "the pool is ready");
+        let (coherence, node) = (plan.coherence, device.shape.node);
+        info!(pool = %path.display(), size = %ByteSize(size), %uuid, incarnation, coherence = coherence.name(), node, "the pool is ready");
         Ok(DevicePool { path: text, size, granularity, coherence, header, writable: device.file, read_only })
     }
 }
@@ -158,6 +162,8 @@ pub(crate) struct DeviceShape {
     pub(crate) size: u64,
     /// Mappings begin and end at multiples of this many bytes.
     pub(crate) alignment: u64,
+    /// The NUMA node of its memory, where it has one.
+    node: Option<u64>,
 }
 
 impl DeviceShape {
@@ -174,7 +180,11 @@ impl DeviceShape {
         } else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no device"));
         };
-        Ok(DeviceShape { size, alignment })
+        // The node that the memory would be of were it the system's, else the one that it is nearest to; -1 is none.
+        let node = |attribute| sysfs_number(metadata, attribute).ok();
+        let node =
+            if kind.is_char_device() { node("target_node").or_else(|| node("numa_node")) } else { None };
+        Ok(DeviceShape { size, alignment, node })
     }
 
     /// Extents are multiples of this many bytes.

@@ -1,4 +1,4 @@
-//! A pool in a folder: one file a region, allocated in full before anybody maps it.
+//! A pool in a folder: one file a region.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -9,12 +9,13 @@ use bytesize::ByteSize;
 use maru_proto::{PoolCoherence, PoolHeader, PoolHeaderError, PoolKind};
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, ftruncate, statfs, statvfs};
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 use tracing::{debug, info, warn};
 
 use super::header::{HeaderArea, map};
 use super::mount::{HugePages, Mount};
-use super::{GRANULARITY, Job, Pool, PoolFacts, PoolPlan, utf8_path};
+use super::numa::Node;
+use super::region_file::Backing;
+use super::{GRANULARITY, InvalidNode, Job, Pool, PoolFacts, PoolPlan, Prefault, utf8_path};
 use crate::error::ServerError;
 use crate::files::rounded;
 use crate::journal::JournalError;
@@ -34,7 +35,7 @@ pub(super) struct FolderPool {
     path: String,
     size: u64,
     coherence: PoolCoherence,
-    huge_pages: HugePages,
+    backing: Backing,
     header: HeaderArea,
     /// Held for its lock.
     _locked: File,
@@ -55,11 +56,16 @@ impl FolderPool {
         if plan.coherence == PoolCoherence::Writeback && kind != PoolKind::FsDax {
             return Err(ServerError::PoolCoherence { path: folder, kind: kind.name() });
         }
+        let node = plan.node.map(|node| bound_to(node, kind, plan.prefault, &folder)).transpose()?;
         let (locked, header) = take(&folder)?;
 
         let huge_pages = mount.as_ref().map_or(HugePages::Never, |mount| mount.huge_pages);
+        let backing = Backing { kind, huge_pages, prefault: plan.prefault, node };
         // What regions of an earlier run have is part of the pool.
         let free = free_bytes(&folder).and_then(|free| Ok(free + region_bytes(&folder)?)).map_err(failed)?;
+        let of_node = node.map(Node::bytes).transpose().map_err(failed)?;
+        // A file system knows of no nodes, and who asks a node for more than it has gets programs killed for memory.
+        let free = of_node.map_or(free, |of_node| free.min(of_node));
         let wanted = plan.size.map_or(free / 4, |size| size.as_u64());
         let size = wanted / GRANULARITY * GRANULARITY;
         if size == 0 {
@@ -74,6 +80,9 @@ impl FolderPool {
                 PoolKind::Hugetlbfs => {
                     "reserve more huge pages (sysctl vm.nr_hugepages), or give it a smaller size"
                 }
+                _ if of_node.is_some_and(|of_node| size > of_node) => {
+                    "that is all that its node has: give it a smaller size, or another node"
+                }
                 _ => "give it a smaller size",
             };
             let (size, free) = (ByteSize(size), ByteSize(free));
@@ -81,7 +90,7 @@ impl FolderPool {
         }
         log_memory(kind, &folder, size, mount.as_ref());
         let coherence = plan.coherence;
-        Ok(FolderPool { kind, folder, path, size, coherence, huge_pages, header, _locked: locked })
+        Ok(FolderPool { kind, folder, path, size, coherence, backing, header, _locked: locked })
     }
 }
 
@@ -134,10 +143,9 @@ impl Pool for FolderPool {
     }
 
     fn make(&self, region: &RegionInfo) -> Job {
-        let (path, extent, huge_pages) =
-            (region_path(&self.folder, region.id), region.extent, self.huge_pages);
+        let (path, extent, backing) = (region_path(&self.folder, region.id), region.extent, self.backing);
         Box::new(move || {
-            make_region(&path, extent, huge_pages).inspect_err(|_| {
+            backing.make(&path, extent).inspect_err(|_| {
                 // What was allocated so far is given back with the file.
                 let _ = std::fs::remove_file(&path);
             })
@@ -179,6 +187,16 @@ fn kind_of(wanted: Option<PoolKind>, folder: &Path, mount: Option<&Mount>) -> Re
         }),
         _ => Ok(kind),
     }
+}
+
+/// The node that the memory of a folder is to lie on, which has to be the kernel's to choose.
+fn bound_to(node: u32, kind: PoolKind, prefault: Prefault, folder: &Path) -> Result<Node, ServerError> {
+    let found = match (kind, prefault) {
+        (PoolKind::Tmpfs, _) | (PoolKind::Hugetlbfs, Prefault::Eager) => Node::find(node),
+        (PoolKind::Hugetlbfs, Prefault::Lazy) => Err(InvalidNode::Lazy),
+        _ => Err(InvalidNode::OfDevice { kind: kind.name() }),
+    };
+    found.map_err(|source| ServerError::PoolNode { path: folder.to_owned(), node, source })
 }
 
 /// Locks the folder for this process, and reads its header, or makes one.
@@ -279,41 +297,5 @@ fn log_memory(kind: PoolKind, path: &Path, size: u64, mount: Option<&Mount>) {
             "{} is not mounted with dax: what is written there is in the memory of this host, where other hosts do not see it",
             mount.point.display(),
         );
-    }
-}
-
-/// Makes a file of `bytes` whose every page is there, so that a full file system is an error here and never a
-/// SIGBUS in a client.
-fn make_region(path: &Path, bytes: u64, huge_pages: HugePages) -> io::Result<()> {
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-    // tmpfs chooses huge pages by the size of the file as it allocates.
-    ftruncate(&file, bytes)?;
-    if huge_pages == HugePages::Advised {
-        populate_advised(&file, bytes)?;
-    }
-    fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
-    Ok(())
-}
-
-/// Allocates a file's memory through a mapping that asks for huge pages, which `fallocate` can't.
-fn populate_advised(file: &File, bytes: u64) -> io::Result<()> {
-    let length = usize::try_from(bytes).map_err(|_| io::Error::from(Errno::NOMEM))?;
-    // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
-    let address = unsafe {
-        mmap(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, file, 0)
-    }?;
-    // SAFETY: the range is the mapping made above; the advice changes no byte.
-    let advised = unsafe { madvise(address, length, Advice::LinuxHugepage) };
-    // SAFETY: as above; populating for writing changes no byte either.
-    let populated = advised.and_then(|()| unsafe { madvise(address, length, Advice::LinuxPopulateWrite) });
-    // SAFETY: the mapping was made above and nothing refers into it.
-    let unmapped = unsafe { munmap(address, length) };
-    unmapped?;
-    match populated {
-        // Out of memory on the file system shows as a fault that could not be served.
-        Err(Errno::FAULT) => Err(Errno::NOSPC.into()),
-        // A kernel without the advice: `fallocate` gives plain pages.
-        Err(Errno::INVAL) | Ok(()) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }

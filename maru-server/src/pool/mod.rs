@@ -5,8 +5,10 @@ mod folder;
 mod header;
 mod memory;
 mod mount;
+mod numa;
 mod plan;
 mod preparation;
+mod region_file;
 
 #[cfg(test)]
 mod conformance;
@@ -30,7 +32,8 @@ pub(crate) use header::map_read_only;
 pub(crate) use memory::Memory;
 use mount::mount_tmpfs;
 pub(crate) use mount::{HugePages, Mount};
-pub use plan::{InvalidPool, PoolPlan};
+pub use numa::InvalidNode;
+pub use plan::{InvalidPool, PoolPlan, Prefault};
 pub use preparation::{BareDevice, IdlePool, PreparationError};
 
 /// Extents begin and end at multiples of a huge page, so that each can be mapped by huge pages.

@@ -22,6 +22,20 @@ pub struct PoolPlan {
     pub coherence: PoolCoherence,
     /// Whether a tmpfs with huge pages is to be mounted on the path.
     pub mount: bool,
+    /// The NUMA node that its memory is to lie on; wherever the kernel puts it where not given.
+    pub node: Option<u32>,
+    /// When its regions get their memory; the same for all pools.
+    pub prefault: Prefault,
+}
+
+/// When the memory of a region is allocated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Prefault {
+    /// All of it before it is given to an instance.
+    #[default]
+    Eager,
+    /// As it is touched.
+    Lazy,
 }
 
 impl Default for PoolPlan {
@@ -33,6 +47,8 @@ impl Default for PoolPlan {
             size: None,
             coherence: PoolCoherence::Coherent,
             mount: false,
+            node: None,
+            prefault: Prefault::Eager,
         }
     }
 }
@@ -48,7 +64,8 @@ pub enum InvalidPool {
     NoPath,
     /// There is no such setting.
     #[error(
-        "{0:?} is nothing that can be set of a pool; write size=64GiB, coherence=writeback, or mount (a path has no commas)"
+        "{0:?} is nothing that can be set of a pool; write size=64GiB, coherence=writeback, node=0, or mount (a path has no \
+         commas)"
     )]
     Setting(String),
     /// A setting does not take the value.
@@ -96,6 +113,7 @@ impl FromStr for PoolPlan {
             match setting.split_once('=') {
                 Some(("size", value)) => plan.size = Some(size(value)?),
                 Some(("coherence", value)) => plan.coherence = coherence(value)?,
+                Some(("node", value)) => plan.node = Some(node(value)?),
                 None if setting == "mount" => plan.mount = true,
                 _ => return Err(InvalidPool::Setting(setting.to_owned())),
             }
@@ -118,6 +136,14 @@ fn coherence(value: &str) -> Result<PoolCoherence, InvalidPool> {
         setting: "coherence",
         value: value.to_owned(),
         reason: "it is coherent or writeback".to_owned(),
+    })
+}
+
+fn node(value: &str) -> Result<u32, InvalidPool> {
+    value.parse().map_err(|_| InvalidPool::Value {
+        setting: "node",
+        value: value.to_owned(),
+        reason: "it is the number of a NUMA node, as in node=0".to_owned(),
     })
 }
 
@@ -146,11 +172,12 @@ mod tests {
             path: "/dev/dax0.0".into(),
             size: Some(ByteSize::gib(64)),
             coherence: PoolCoherence::Writeback,
-            mount: false,
+            ..PoolPlan::default()
         };
         assert_eq!(plan, expected);
         assert_eq!(plan.to_string(), "devdax:/dev/dax0.0");
         assert!(parse("tmpfs:/mnt/maru,size=1GiB,mount").unwrap().mount);
+        assert_eq!(parse("tmpfs:/mnt/maru,node=1").unwrap().node, Some(1));
     }
 
     #[test]
@@ -176,6 +203,7 @@ mod tests {
             ("fsdax:/mnt,coherence=some", "coherent or writeback"),
             ("fsdax:/mnt,size=1GiB,mount", "takes a tmpfs"),
             ("size=1GiB,mount", "tmpfs:/mnt/maru"),
+            ("tmpfs:/mnt/maru,node=near", "as in node=0"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(advice), "{text}: {error}");

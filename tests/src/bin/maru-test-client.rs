@@ -171,7 +171,8 @@ fn connect(config: &ClientConfig) -> Result<MaruHandler, Error> {
         .auth_token(config.auth_token.as_str())
         .timeout(config.timeout)
         .checksum(config.checksum)
-        .write_back(config.write_back);
+        .write_back(config.write_back)
+        .prefault(config.prefault);
     if !config.address.is_empty() {
         handler = handler.address(config.address.parse()?);
     }
