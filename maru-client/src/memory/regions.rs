@@ -293,7 +293,7 @@ pub(crate) mod tests {
 
     /// A mapped region over a file that the test looks at.
     pub(crate) fn region_of(file: &File, pages: u32, page_size: usize, access: Access) -> Region {
-        Region::map(&record(1, pages, page_size as u64), file, access).unwrap()
+        Region::map(&record(1, pages, page_size as u64), file, access, Coherence::Coherent).unwrap()
     }
 
     fn record(id: u32, pages: u32, page_size: u64) -> RegionRecord {
