@@ -4,9 +4,9 @@ use maru_proto::{Frame, KeyDigest, Opcode, RegisterRecord};
 
 use super::Backlog;
 use super::request::{
-    AssertPins, GetLatencies, GetPages, GetRegion, GetSocket, GetStats, GetUsage, Heartbeat, Hello,
-    ListAllocations, ListPools, Lookup, LookupKind, OnEach, Reclaim, Register, Request, RequestAlloc,
-    ReturnAlloc, Verb, decode_answer,
+    AssertPins, GetEntry, GetLatencies, GetPages, GetRegion, GetServer, GetSocket, GetStats, GetUsage,
+    Heartbeat, Hello, ListAllocations, ListPins, ListPools, Lookup, LookupKind, OnEach, Reclaim, Register,
+    ReleasePins, Request, RequestAlloc, ReturnAlloc, Verb, decode_answer,
 };
 use crate::error::Result;
 use crate::page::PageLocation;
@@ -28,6 +28,10 @@ pub fn records_taken(request: &Frame<'_>, answer: &Frame<'_>) -> Option<Result<u
         Opcode::GetUsage => taken(&GetUsage(*request.record().ok()?), answer, Vec::len),
         Opcode::GetLatencies => taken(&GetLatencies(*request.record().ok()?), answer, Vec::len),
         Opcode::GetSocket => taken(&GetSocket([]), answer, Vec::len),
+        Opcode::GetServer => taken(&GetServer([]), answer, |_| 1),
+        Opcode::GetEntry => taken(&GetEntry(*request.record().ok()?), answer, Vec::len),
+        Opcode::ListPins => taken(&ListPins(*request.record().ok()?), answer, Vec::len),
+        Opcode::ReleasePins => taken(&ReleasePins(request.records().ok()?), answer, Vec::len),
         Opcode::Heartbeat => taken(&Heartbeat([]), answer, |_| 1),
         Opcode::ReclaimPages => {
             taken(&Reclaim { request: *request.record().ok()?, evict: false }, answer, Vec::len)
