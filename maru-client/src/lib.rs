@@ -25,6 +25,7 @@ mod error;
 mod guard;
 mod handler;
 mod key;
+mod lists;
 mod maintenance;
 mod memory;
 mod page;
