@@ -3,10 +3,12 @@
 
 use libfuzzer_sys::fuzz_target;
 use maru_proto::{
-    DEFAULT_MAX_BODY, Frame, GetRegionRequest, Header, HeartbeatRecord, HelloRequest, HelloResponse,
-    KeyDigest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord,
-    PoolRecord, ReclaimRequest, RegionRecord, RegisterRecord, RequestAllocRequest, ReturnAllocRequest,
-    StatRecord, Step, UsageRecord, UsageRequest, VersionRange, decode, max_response_body, statuses,
+    DEFAULT_MAX_BODY, EntryRecord, EntryRequest, Frame, GetRegionRequest, Header, HeartbeatRecord,
+    HeldPinsRecord, HelloRequest, HelloResponse, KeyDigest, LatencyRecord, LatencyRequest,
+    ListAllocationsRequest, ListPinsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord,
+    PoolRecord, ReclaimRequest, RegionRecord, RegisterRecord, ReleasePinsRecord, RequestAllocRequest,
+    ReturnAllocRequest, ServerRecord, SocketRecord, StatRecord, Step, UsageRecord, UsageRequest,
+    VersionRange, decode, max_response_body, statuses,
 };
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -98,6 +100,24 @@ fn check(frame: &Frame<'_>, bytes: &[u8], limit: u32) {
             check_records::<UsageRequest>(frame);
             check_usage(frame);
         }
+        Opcode::GetLatencies => {
+            check_records::<LatencyRequest>(frame);
+            check_records::<LatencyRecord>(frame);
+        }
+        Opcode::GetSocket => check_sockets(frame),
+        Opcode::GetServer => check_server(frame),
+        Opcode::GetEntry => {
+            check_records::<EntryRequest>(frame);
+            check_records::<EntryRecord>(frame);
+        }
+        Opcode::ListPins => {
+            check_records::<ListPinsRequest>(frame);
+            check_records::<HeldPinsRecord>(frame);
+        }
+        Opcode::ReleasePins => {
+            check_records::<ReleasePinsRecord>(frame);
+            check_statuses(frame);
+        }
         _ => {
             check_records::<KeyDigest>(frame);
             check_statuses(frame);
@@ -153,5 +173,20 @@ fn check_usage(frame: &Frame<'_>) {
     check_records::<UsageRecord>(frame);
     for usage in frame.records::<UsageRecord>().unwrap_or_default() {
         let _ = usage.instance_id.text();
+    }
+}
+
+fn check_sockets(frame: &Frame<'_>) {
+    check_records::<SocketRecord>(frame);
+    for socket in frame.records::<SocketRecord>().unwrap_or_default() {
+        assert!(socket.path().is_none_or(|path| path.len() == usize::from(socket.path_len.get())));
+    }
+}
+
+fn check_server(frame: &Frame<'_>) {
+    check_records::<ServerRecord>(frame);
+    let Ok(server) = frame.record::<ServerRecord>() else { return };
+    if let Some(release) = server.release() {
+        assert!(!release.is_empty() && !release.contains(char::is_control), "{release:?}");
     }
 }

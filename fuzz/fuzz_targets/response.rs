@@ -7,10 +7,11 @@ use maru_client::Error;
 use maru_client::fuzzing::records_taken;
 use maru_fuzz::{frame_of, frames};
 use maru_proto::{
-    Flags, Frame, FrameStatus, GetRegionRequest, HeartbeatRecord, HelloRequest, HelloResponse, KeyDigest,
-    LatencyRecord, LatencyRequest, ListAllocationsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord, PoolRecord,
-    ReclaimRequest, RegionRecord, RegisterRecord, RequestAllocRequest, ReturnAllocRequest, SocketRecord,
-    StatRecord, UsageRecord, UsageRequest,
+    EntryRecord, EntryRequest, Flags, Frame, FrameStatus, GetRegionRequest, HeartbeatRecord, HeldPinsRecord,
+    HelloRequest, HelloResponse, KeyDigest, LatencyRecord, LatencyRequest, ListAllocationsRequest,
+    ListPinsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord, PoolRecord,
+    ReclaimRequest, RegionRecord, RegisterRecord, ReleasePinsRecord, RequestAllocRequest, ReturnAllocRequest,
+    ServerRecord, SocketRecord, StatRecord, UsageRecord, UsageRequest,
 };
 
 /// A request, of which only the number of records matters, and what a server makes of it.
@@ -127,6 +128,10 @@ fn shape(opcode: Opcode) -> Option<(usize, Answer)> {
         Opcode::GetUsage => (size_of::<UsageRequest>(), Answer::Any(size_of::<UsageRecord>())),
         Opcode::GetLatencies => (size_of::<LatencyRequest>(), Answer::Any(size_of::<LatencyRecord>())),
         Opcode::GetSocket => (0, Answer::Any(size_of::<SocketRecord>())),
+        Opcode::GetServer => (0, Answer::One(size_of::<ServerRecord>())),
+        Opcode::GetEntry => (size_of::<EntryRequest>(), Answer::Any(size_of::<EntryRecord>())),
+        Opcode::ListPins => (size_of::<ListPinsRequest>(), Answer::Any(size_of::<HeldPinsRecord>())),
+        Opcode::ReleasePins => (size_of::<ReleasePinsRecord>(), Answer::Statuses),
         _ => return None,
     })
 }

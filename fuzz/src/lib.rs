@@ -8,7 +8,7 @@ use maru_proto::{Flags, Frame, Header, MAGIC, Step, VERSION, decode, max_respons
 use zerocopy::IntoBytes;
 
 pub use folder::{Folder, open_journal};
-pub use request::{Ask, Damage, Key, Which, Who};
+pub use request::{Ask, Damage, Key, Which, Who, Whose};
 pub use server::{Event, LIMITS, Made, POOLS, Server, Turn, turns};
 
 /// The bytes of a frame, which may be one that no encoder makes.

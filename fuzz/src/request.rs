@@ -1,12 +1,15 @@
 //! Requests as the fuzzer thinks of them: what some client could send, about what there is, and ways to spoil its bytes.
 
+use std::time::Duration;
+
 use arbitrary::Arbitrary;
 use maru_proto::{
-    AuthToken, ConnectionKind, Flags, FrameStatus, GetRegionRequest, HelloRequest, InstanceId, KeyDigest,
-    ListAllocationsRequest, Opcode, PagesRequest, PinsRecord, ReclaimRequest, RegisterRecord,
-    RequestAllocRequest, ReturnAllocRequest, SessionToken, UsageRequest,
+    AuthToken, ConnectionKind, EntryRequest, FEATURE_NO_GRACE, Flags, FrameStatus, GetRegionRequest,
+    HelloRequest, InstanceId, KeyDigest, LatencyRequest, ListAllocationsRequest, ListPinsRequest, Opcode,
+    PagesRequest, PinsRecord, ReclaimRequest, RegisterRecord, ReleasePinsRecord, RequestAllocRequest,
+    ReturnAllocRequest, SessionToken, UsageRequest,
 };
-use maru_server::state::{Digest, RegionId, State};
+use maru_server::state::{Digest, InstanceNumber, RegionId, State};
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::frame_of;
@@ -64,6 +67,19 @@ impl Which {
     }
 }
 
+/// One of the instances that there are, or another number.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub struct Whose(u8);
+
+impl Whose {
+    fn instance(self, state: &State) -> u32 {
+        let instances = state.usage_after(InstanceNumber(0), Duration::ZERO);
+        let instances = instances.map(|usage| usage.number.0).collect::<Vec<_>>();
+        let place = usize::from(self.0) % (instances.len() + 1);
+        instances.get(place).copied().unwrap_or(u32::from(self.0))
+    }
+}
+
 /// Whose connection HELLO opens.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub enum Who {
@@ -79,7 +95,7 @@ pub enum Who {
 #[derive(Arbitrary, Clone, Debug)]
 #[expect(missing_docs, reason = "they are the operations of the wire, with their fields")]
 pub enum Ask {
-    Hello { who: Who, is_control: bool, resumes: bool, knows_secret: bool },
+    Hello { who: Who, is_control: bool, resumes: bool, knows_secret: bool, no_grace: bool },
     Alloc { pages: u8, page_units: u8, pool: Option<u8> },
     Return(Which),
     List { filter: u8, after: u8 },
@@ -98,6 +114,11 @@ pub enum Ask {
     Usage { after: u8 },
     Heartbeat,
     GetSocket,
+    Latencies { opcode: u8, upper_ns: u32 },
+    GetServer,
+    GetEntry(Key),
+    ListPins { of: Option<Key>, whose: Option<Whose>, slot: u8, instance: u8, held: u8 },
+    ReleasePins { pins: Vec<(Key, Whose, u8)>, is_right: bool },
 }
 
 /// What a request may be about.
@@ -105,6 +126,13 @@ pub(crate) struct Known<'a> {
     pub(crate) state: &'a State,
     /// Of all instances that there were.
     pub(crate) sessions: &'a [SessionToken],
+}
+
+impl Known<'_> {
+    /// Of the entry of a key.
+    fn generation(&self, key: Key) -> Option<u32> {
+        self.state.find(key.digest()).map(|entry| entry.generation)
+    }
 }
 
 impl Ask {
@@ -115,7 +143,7 @@ impl Ask {
             flags.iter().filter(|(is_set, _)| *is_set).fold(Flags::NONE, |all, (_, flag)| all | *flag)
         };
         match self {
-            Ask::Hello { who, is_control, resumes, knows_secret } => {
+            Ask::Hello { who, is_control, resumes, knows_secret, no_grace } => {
                 let session = match *who {
                     Who::New => SessionToken::NONE,
                     Who::Of(_) if known.sessions.is_empty() => SessionToken::NONE,
@@ -126,6 +154,7 @@ impl Ask {
                 let name = InstanceId::new("an instance").expect("it is a name");
                 let mut hello = HelloRequest::new(name, kind, session);
                 hello.resume = u8::from(*resumes);
+                hello.features = if *no_grace { FEATURE_NO_GRACE } else { 0 }.into();
                 if *knows_secret {
                     hello.auth = AuthToken::new(SECRET).expect("it is short");
                 }
@@ -197,10 +226,10 @@ impl Ask {
             }
             Ask::AssertPins { pins, is_right, is_last } => {
                 let record = |(key, guards, named): &(Key, u8, u8)| {
-                    let entry = known.state.find(key.digest()).filter(|_| *is_right);
+                    let generation = known.generation(*key).filter(|_| *is_right);
                     PinsRecord {
                         digest: key.on_the_wire(),
-                        generation: entry.map_or(0, |entry| entry.generation).into(),
+                        generation: generation.unwrap_or(0).into(),
                         guards: u32::from(guards % 4).into(),
                         named: u32::from(named % 4).into(),
                         reserved: 0.into(),
@@ -216,6 +245,42 @@ impl Ask {
             }
             Ask::Heartbeat => empty(Opcode::Heartbeat, id),
             Ask::GetSocket => empty(Opcode::GetSocket, id),
+            Ask::Latencies { opcode, upper_ns } => {
+                let request = LatencyRequest {
+                    opcode: u16::from(*opcode).into(),
+                    reserved: [0; 6],
+                    upper_ns: u64::from(*upper_ns).into(),
+                };
+                frame(Opcode::GetLatencies, Flags::NONE, id, &[request])
+            }
+            Ask::GetServer => empty(Opcode::GetServer, id),
+            Ask::GetEntry(key) => {
+                frame(Opcode::GetEntry, Flags::NONE, id, &[EntryRequest { digest: key.on_the_wire() }])
+            }
+            Ask::ListPins { of, whose, slot, instance, held } => {
+                let request = ListPinsRequest {
+                    digest: of.map_or(KeyDigest::from_bytes([0; 16]), Key::on_the_wire),
+                    after: (u64::from(slot % 32) << 32 | u64::from(instance % 8)).into(),
+                    instance: whose.map_or(0, |whose| whose.instance(known.state)).into(),
+                    held_s: u32::from(held % 8).into(),
+                    of_digest: u32::from(of.is_some()).into(),
+                    reserved: 0.into(),
+                };
+                frame(Opcode::ListPins, Flags::NONE, id, &[request])
+            }
+            Ask::ReleasePins { pins, is_right } => {
+                let record = |(key, whose, held): &(Key, Whose, u8)| {
+                    let generation = known.generation(*key).filter(|_| *is_right);
+                    ReleasePinsRecord {
+                        digest: key.on_the_wire(),
+                        generation: generation.unwrap_or(0).into(),
+                        instance: whose.instance(known.state).into(),
+                        held_s: u64::from(held % 4).into(),
+                    }
+                };
+                let records = pins.iter().take(BATCH).map(record).collect::<Vec<_>>();
+                frame(Opcode::ReleasePins, Flags::NONE, id, &records)
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A server without sockets: the real service, and what the tasks of its connections do around it, checked after every frame.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::mem;
 use std::time::Duration;
@@ -8,8 +8,10 @@ use std::time::Duration;
 use arbitrary::{Arbitrary, Unstructured};
 use maru_client::fuzzing::records_taken;
 use maru_proto::{
-    AuthToken, DigestKey, Flags, Frame, FrameStatus, Header, HelloResponse, Opcode, SessionToken, Step,
-    VersionRange, decode, max_response_body,
+    AuthToken, BodyError, DigestKey, FEATURE_NO_GRACE, Flags, Frame, FrameStatus, Header, HeldPinsRecord,
+    HelloRequest, HelloResponse, LatencyRecord, LatencyRequest, ListAllocationsRequest, ListPinsRequest,
+    Opcode, RegionRecord, SessionToken, Step, UsageRecord, UsageRequest, VersionRange, decode,
+    max_response_body,
 };
 use maru_server::Output;
 use maru_server::journal::Journal;
@@ -37,9 +39,13 @@ pub const POOLS: [PoolSpec; 2] =
     [PoolSpec { size: 14 * 4096, granularity: 4096 }, PoolSpec { size: 12 * 4096, granularity: 8192 }];
 /// As few as clients accept.
 const MAX_BODY: u32 = 1024;
-/// How connections reach the server.
-const CONNECTIONS: [Transport; 6] =
-    [Transport::Unix, Transport::Unix, Transport::Unix, Transport::Unix, Transport::Tcp, Transport::Tcp];
+/// Where connections begin: by which way, and one of them as the operator's.
+const CONNECTIONS: [Session; 6] = {
+    let (unix, tcp) = (Session::new(Transport::Unix), Session::new(Transport::Tcp));
+    [unix, unix, unix, unix.of_operator(), tcp, tcp]
+};
+/// The operator's.
+const OPERATOR: usize = 3;
 
 /// What becomes of the memory of a region.
 #[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,8 +118,8 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(transport: Transport) -> Connection {
-        Connection { session: Session::new(transport), input: Vec::new(), task: Task::Serving }
+    fn new(session: Session) -> Connection {
+        Connection { session, input: Vec::new(), task: Task::Serving }
     }
 }
 
@@ -126,6 +132,8 @@ pub struct Server {
     connections: Vec<Connection>,
     /// Of all instances that there were.
     sessions: Vec<SessionToken>,
+    /// Instances of this run that asked for no grace.
+    graceless: HashSet<u32>,
     /// Regions whose memory is being released.
     releasing: VecDeque<RegionId>,
     now: Duration,
@@ -150,6 +158,7 @@ impl Server {
             folder,
             connections: CONNECTIONS.map(Connection::new).into(),
             sessions: Vec::new(),
+            graceless: HashSet::new(),
             releasing: VecDeque::new(),
             now: Duration::ZERO,
             last_request: 0,
@@ -297,12 +306,31 @@ impl Server {
             if answer.status() == FrameStatus::Ok {
                 let taken = records_taken(frame, &answer);
                 assert!(taken.is_none_or(|taken| taken.is_ok()), "a client takes {answer:?} to {frame:?}");
-            }
-            if frame.opcode() == Some(Opcode::Hello) && answer.status() == FrameStatus::Ok {
-                self.sessions.push(answer.record::<HelloResponse>().expect("HELLO was accepted").session);
+                self.accepted(connection, frame, &answer);
             }
         }
         next
+    }
+
+    /// What is to be said of a frame that was not refused.
+    fn accepted(&mut self, connection: usize, frame: &Frame<'_>, answer: &Frame<'_>) {
+        let opcode = frame.opcode().expect("no other is accepted");
+        // As long as it may be: one number is as good as another for the figures.
+        self.service.took(opcode, Duration::from_nanos(1 << (frame.request_id() % 64)), 1);
+        match opcode {
+            Opcode::Hello => {
+                let hello = frame.record::<HelloRequest>().expect("HELLO was accepted");
+                let response = answer.record::<HelloResponse>().expect("HELLO was accepted");
+                let granted = response.features.get();
+                assert_eq!(granted, hello.features.get() & FEATURE_NO_GRACE, "what it knows is granted");
+                self.sessions.push(response.session);
+                if granted != 0 && response.resumed == 0 {
+                    self.graceless.insert(response.instance.get());
+                }
+            }
+            Opcode::ReleasePins => assert_eq!(connection, OPERATOR, "nobody else releases others' pins"),
+            _ => check_list(frame, answer),
+        }
     }
 
     /// The memory of a region is there, or can't be had.
@@ -346,6 +374,10 @@ impl Server {
         self.now += Duration::from_millis(u64::from(milliseconds));
         self.service.expire(self.now);
         assert!(self.service.next_expiry().is_none_or(|next| next > self.now), "nothing is overdue");
+        for usage in self.service.state().usage_after(InstanceNumber(0), self.now) {
+            let is_graceless = self.graceless.contains(&usage.number.0);
+            assert!(!is_graceless || usage.connections > 0, "{usage:?} ended with its last connection");
+        }
         self.after();
     }
 
@@ -375,6 +407,7 @@ impl Server {
             self.sessions.clear();
         }
         self.connections = CONNECTIONS.map(Connection::new).into();
+        self.graceless.clear();
         self.releasing.clear();
         self.now = Duration::ZERO;
         self.after();
@@ -383,7 +416,7 @@ impl Server {
 
 /// A plain HELLO, which is good for either transport.
 fn hello(who: Who) -> Ask {
-    Ask::Hello { who, is_control: false, resumes: false, knows_secret: true }
+    Ask::Hello { who, is_control: false, resumes: false, knows_secret: true, no_grace: false }
 }
 
 /// Everything that has to outlive the process.
@@ -441,6 +474,41 @@ fn check_answer<'a>(request: &Header, answer: &'a [u8]) -> Frame<'a> {
         _ => assert!(frame.body().is_empty(), "{frame:?} says nothing else"),
     }
     frame
+}
+
+/// A list goes on behind what was asked for, in order, so that whoever reads it comes to its end.
+fn check_list(request: &Frame<'_>, answer: &Frame<'_>) {
+    match request.opcode() {
+        Some(Opcode::ListAllocations) => ascends(
+            request.record().map(|asked: &ListAllocationsRequest| asked.after.get()),
+            answer
+                .records()
+                .map(|regions: &[RegionRecord]| regions.iter().map(|region| region.region_id.get())),
+        ),
+        Some(Opcode::GetUsage) => ascends(
+            request.record().map(|asked: &UsageRequest| asked.after.get()),
+            answer.records().map(|all: &[UsageRecord]| all.iter().map(|usage| usage.instance.get())),
+        ),
+        Some(Opcode::GetLatencies) => ascends(
+            request.record().map(|asked: &LatencyRequest| (asked.opcode.get(), asked.upper_ns.get())),
+            answer.records().map(|buckets: &[LatencyRecord]| {
+                buckets.iter().map(|bucket| (bucket.opcode.get(), bucket.upper_ns.get()))
+            }),
+        ),
+        Some(Opcode::ListPins) => ascends(
+            request.record().map(|asked: &ListPinsRequest| asked.after.get()),
+            answer.records().map(|all: &[HeldPinsRecord]| all.iter().map(|pins| pins.cursor.get())),
+        ),
+        _ => {}
+    }
+}
+
+fn ascends<T: PartialOrd>(after: Result<T, BodyError>, places: Result<impl Iterator<Item = T>, BodyError>) {
+    let mut last = after.expect("it was accepted");
+    for place in places.expect("clients take them") {
+        assert!(place > last, "a list goes on");
+        last = place;
+    }
 }
 
 /// Bytes that are no frame are answered by one that says why.

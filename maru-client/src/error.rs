@@ -211,6 +211,9 @@ pub enum ProtocolError {
         /// Bytes of the chunk.
         length: u64,
     },
+    /// What the server says comes next in a list is not behind what it said before.
+    #[error("a list of the server's does not go on")]
+    List,
     /// The limits in the answer to HELLO leave no room for a request.
     #[error("the answer to HELLO makes no sense")]
     Hello,

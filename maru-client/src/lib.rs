@@ -27,6 +27,7 @@ mod guard;
 mod handler;
 mod key;
 mod lease;
+mod lists;
 mod maintenance;
 mod memory;
 mod page;

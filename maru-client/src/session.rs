@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use maru_proto::{
     AllocationFilter, ConnectionKind, FEATURE_NO_GRACE, FrameStatus, HelloRequest, HelloResponse, Opcode,
-    PagesRequest, PinsRecord, SessionToken,
+    PagesRequest, PinsRecord, RegionRecord, SessionToken,
 };
 
 use crate::config::{Address, Config};
 use crate::error::{Error, ProtocolError, Result};
 use crate::lease::{self, Term};
+use crate::lists::whole_list;
 use crate::page::PageLocation;
 use crate::pins::Assertion;
 use crate::relocation::join_on_socket;
@@ -349,16 +350,14 @@ impl Shared {
             lock(&self.unsettled).extend(unsettled);
         }
         compared?;
-        let mut after = 0;
-        loop {
-            let request = ListAllocations::after(AllocationFilter::Mine, after);
-            let regions = link.connection.answer_to(&request)?;
-            let Some(last) = regions.last() else { return Ok(()) };
-            after = last.region_id.get();
-            for region in regions.iter().filter(|region| !is_own(region.region_id.get())) {
-                link.connection.answer_to(&ReturnAlloc::of(region.region_id.get()))?;
-            }
+        let id = |region: &RegionRecord| region.region_id.get();
+        let listed = whole_list(id, |after| {
+            link.connection.answer_to(&ListAllocations::after(AllocationFilter::Mine, after))
+        })?;
+        for region in listed.iter().map(id).filter(|region| !is_own(*region)) {
+            link.connection.answer_to(&ReturnAlloc::of(region))?;
         }
+        Ok(())
     }
 
     /// Finds out what became of stores whose callers gave up when a connection was lost.

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::error::{Error, ProtocolError, Result};
 use crate::handler::Announcements;
 use crate::lease::Lease;
+use crate::lists::whole_list;
 use crate::maintenance::Bell;
 use crate::memory::{Access, Coherence, LocalPool, OwnPages, Region, Regions};
 use crate::page::PageLocation;
@@ -467,17 +468,17 @@ impl Shared {
         if self.config.copy_on_write { Access::CopyOnWrite } else { Access::ReadOnly }
     }
 
+    /// All regions that there are, in the order of their ids.
+    pub(crate) fn regions_listed(&self) -> Result<Vec<RegionRecord>> {
+        let id = |region: &RegionRecord| region.region_id.get();
+        whole_list(id, |after| self.ask(&ListAllocations::after(AllocationFilter::All, after)))
+    }
+
     /// Forgets foreign regions that the server has freed and nobody here reads.
     fn prune(&self) -> Result<()> {
         let unused = self.regions.unused_foreign();
-        let mut known = HashSet::new();
-        let mut after = 0;
-        loop {
-            let regions = self.ask(&ListAllocations::after(AllocationFilter::All, after))?;
-            let Some(last) = regions.last() else { break };
-            after = last.region_id.get();
-            known.extend(regions.iter().map(|region| region.region_id.get()));
-        }
+        let known =
+            self.regions_listed()?.iter().map(|region| region.region_id.get()).collect::<HashSet<_>>();
         unused.into_iter().filter(|id| !known.contains(id)).for_each(|id| self.regions.remove(id));
         Ok(())
     }

@@ -396,7 +396,7 @@ impl Service {
     }
 
     /// Frames of an operation took this long to serve, each.
-    pub(crate) fn took(&mut self, opcode: Opcode, each: Duration, frames: u32) {
+    pub fn took(&mut self, opcode: Opcode, each: Duration, frames: u32) {
         self.counters.latencies.record(opcode, each, frames.into());
     }
 

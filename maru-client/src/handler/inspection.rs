@@ -8,9 +8,10 @@ use maru_proto::{
     ServerRecord,
 };
 
-use super::{MaruHandler, paged};
+use super::MaruHandler;
 use crate::error::{Error, ProtocolError, Result};
 use crate::key::AsKey;
+use crate::lists::whole_list;
 use crate::rpc::request::{GetEntry, GetServer, ListPins, ReleasePins};
 
 /// Pins that are released by one request: no server takes less than their 1024 bytes at once.
@@ -65,11 +66,12 @@ impl MaruHandler {
     /// Those of [`MaruHandler::server`].
     pub fn pins(&self, query: &PinQuery) -> Result<Vec<HeldPinsRecord>> {
         self.shared.check_open()?;
-        let all = paged(|last: Option<&HeldPinsRecord>| {
-            let held_s = u32::try_from(query.held.as_secs()).unwrap_or(u32::MAX);
+        let held_s = u32::try_from(query.held.as_secs()).unwrap_or(u32::MAX);
+        let cursor = |pins: &HeldPinsRecord| pins.cursor.get();
+        let all = whole_list(cursor, |after| {
             self.shared.ask(&ListPins(ListPinsRequest {
                 digest: query.digest.unwrap_or(KeyDigest::from_bytes([0; 16])),
-                after: last.map_or(0.into(), |pins| pins.cursor),
+                after: after.into(),
                 instance: query.instance.unwrap_or(0).into(),
                 held_s: held_s.into(),
                 of_digest: u32::from(query.digest.is_some()).into(),

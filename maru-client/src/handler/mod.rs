@@ -13,17 +13,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use maru_proto::{
-    AllocationFilter, KeyDigest, LatencyRecord, LatencyRequest, PoolRecord, RegionRecord, ReportRecord,
-    ReportsRequest, UsageRecord, UsageRequest,
+    KeyDigest, LatencyRecord, LatencyRequest, PoolRecord, RegionRecord, ReportRecord, ReportsRequest,
+    UsageRecord, UsageRequest,
 };
-
-use zerocopy::FromZeros;
 
 use crate::config::{Address, Config};
 use crate::error::{Error, Result};
 use crate::key::AsKey;
+use crate::lists::whole_list;
 use crate::maintenance;
-use crate::rpc::request::{GetLatencies, GetStats, GetUsage, ListAllocations, ListPools, ListReports};
+use crate::rpc::request::{GetLatencies, GetStats, GetUsage, ListPools, ListReports};
 use crate::shared::Shared;
 use crate::stats::{ClientStats, ReportedLatencies, ServerLatencies, ServerStats};
 
@@ -107,8 +106,8 @@ impl MaruHandler {
     /// Those of any request; a server of before there were latencies refuses it.
     pub fn latencies(&self) -> Result<ServerLatencies> {
         self.shared.check_open()?;
-        let buckets = paged(|last: Option<&LatencyRecord>| {
-            let (opcode, upper_ns) = last.map_or((0, 0), |last| (last.opcode.get(), last.upper_ns.get()));
+        let place = |bucket: &LatencyRecord| (bucket.opcode.get(), bucket.upper_ns.get());
+        let buckets = whole_list(place, |(opcode, upper_ns)| {
             let request =
                 LatencyRequest { opcode: opcode.into(), reserved: [0; 6], upper_ns: upper_ns.into() };
             self.shared.ask(&GetLatencies(request))
@@ -122,13 +121,15 @@ impl MaruHandler {
     /// Those of any request; a server of before there were reports refuses it.
     pub fn reports(&self) -> Result<ReportedLatencies> {
         self.shared.check_open()?;
-        let buckets = paged(|last: Option<&ReportRecord>| {
-            let request = last.map_or(ReportsRequest::new_zeroed(), |last| ReportsRequest {
-                instance: last.instance,
-                operation: last.operation,
+        let place =
+            |bucket: &ReportRecord| (bucket.instance.get(), bucket.operation.get(), bucket.upper_ns.get());
+        let buckets = whole_list(place, |(instance, operation, upper_ns)| {
+            let request = ReportsRequest {
+                instance: instance.into(),
+                operation: operation.into(),
                 reserved: 0.into(),
-                upper_ns: last.upper_ns,
-            });
+                upper_ns: upper_ns.into(),
+            };
             self.shared.ask(&ListReports(request))
         });
         buckets.map(ReportedLatencies::new)
@@ -140,8 +141,8 @@ impl MaruHandler {
     /// Those of any request.
     pub fn usage(&self) -> Result<Vec<UsageRecord>> {
         self.shared.check_open()?;
-        paged(|last: Option<&UsageRecord>| {
-            let after = last.map_or(0, |usage| usage.instance.get());
+        let number = |usage: &UsageRecord| usage.instance.get();
+        whole_list(number, |after| {
             let request = UsageRequest { after: after.into(), reserved: 0.into() };
             self.shared.ask(&GetUsage(request))
         })
@@ -153,10 +154,7 @@ impl MaruHandler {
     /// Those of any request.
     pub fn regions(&self) -> Result<Vec<RegionRecord>> {
         self.shared.check_open()?;
-        paged(|last: Option<&RegionRecord>| {
-            let after = last.map_or(0, |region| region.region_id.get());
-            self.shared.ask(&ListAllocations::after(AllocationFilter::All, after))
-        })
+        self.shared.regions_listed()
     }
 
     /// The pools.
@@ -203,18 +201,6 @@ impl MaruHandler {
 impl fmt::Debug for MaruHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MaruHandler").field("instance_id", &self.instance_id()).finish_non_exhaustive()
-    }
-}
-
-/// All records of a list that the server gives a bounded number of at a time.
-fn paged<T>(next: impl Fn(Option<&T>) -> Result<Vec<T>>) -> Result<Vec<T>> {
-    let mut all = Vec::new();
-    loop {
-        let page = next(all.last())?;
-        if page.is_empty() {
-            return Ok(all);
-        }
-        all.extend(page);
     }
 }
 
