@@ -10,8 +10,13 @@ use maru_server::pool::PoolIdentity;
 use maru_server::state::{RegionId, RegionInfo, Saved};
 use tempfile::TempDir;
 
-/// The pool of all regions.
-const POOL: PoolIdentity = PoolIdentity { uuid: PoolUuid::from_bytes([7; 16]), incarnation: 1 };
+use crate::{LIMITS, POOLS};
+
+/// What the pools are known by, in the order of their ids.
+const IDENTITIES: [PoolIdentity; POOLS.len()] = [
+    PoolIdentity { uuid: PoolUuid::from_bytes([7; 16]), incarnation: 1 },
+    PoolIdentity { uuid: PoolUuid::from_bytes([8; 16]), incarnation: 3 },
+];
 
 /// The journal in a folder, and all that it kept.
 ///
@@ -19,7 +24,7 @@ const POOL: PoolIdentity = PoolIdentity { uuid: PoolUuid::from_bytes([7; 16]), i
 /// What a server would say.
 pub fn open_journal(folder: &Folder) -> Result<(Journal, Saved), JournalError> {
     let (mut journal, mut saved) = Journal::open(folder.path(), LIMITS.max_instances, false)?;
-    journal.read_regions(&[POOL], &mut saved)?;
+    journal.read_regions(&IDENTITIES, &mut saved)?;
     Ok((journal, saved))
 }
 
@@ -53,7 +58,7 @@ impl Folder {
     /// Makes the files of a region. Its memory has no bytes: nobody maps it.
     pub(crate) fn make(&self, region: &RegionInfo) -> io::Result<PageTable> {
         File::create(self.memory(region.id))?.set_len(region.extent)?;
-        make_table(self.path(), region, POOL)
+        make_table(self.path(), region, IDENTITIES[region.pool.0 as usize])
     }
 
     /// Removes the files of a region, which may never have been made.

@@ -14,13 +14,12 @@ use maru_proto::{
     max_response_body,
 };
 use maru_server::Output;
-use maru_server::journal::Journal;
 use maru_server::service::{Next, ServedPool, ServedSocket, Service, ServiceConfig, Session, Transport};
 use maru_server::state::{InstanceNumber, Limits, Location, PoolSpec, RegionId, RegionInfo, State};
 use rustix::io::Errno;
 
 use crate::request::{Known, SECRET, shutdown};
-use crate::{Ask, Damage, Folder, Key, Which, Who, frames};
+use crate::{Ask, Damage, Folder, Key, Which, Who, frames, open_journal};
 
 /// So low that inputs of some dozen bytes come to each.
 pub const LIMITS: Limits = Limits {
