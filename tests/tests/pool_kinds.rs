@@ -9,6 +9,7 @@ use std::process::Stdio;
 use maru_client::{Config, DeviceMap, Error, MaruHandler, Stored};
 use maru_proto::{PoolHeader, PoolKind, PoolUuid};
 use maru_tests::{PAGE, ServerProcess, config, connect, is_intact, make_device, store};
+use rustix::mount::{MountFlags, UnmountFlags};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -16,6 +17,37 @@ const MIB: u64 = 1 << 20;
 /// A folder on disk, for devices and what stands in for file systems.
 fn disk() -> TempDir {
     tempfile::tempdir_in("/var/tmp").unwrap()
+}
+
+/// The system's huge pages, some of them mounted, until this is gone.
+struct HugePages {
+    mount: TempDir,
+    pages_before: String,
+}
+
+const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
+
+impl HugePages {
+    fn mount(pages: u32) -> Option<HugePages> {
+        let pages_before = std::fs::read_to_string(HUGE_PAGES).ok()?;
+        let wanted = pages_before.trim().parse::<u32>().unwrap_or(0) + pages;
+        let mount = tempfile::tempdir().unwrap();
+        let mounted = std::fs::write(HUGE_PAGES, wanted.to_string()).and_then(|()| {
+            Ok(rustix::mount::mount("none", mount.path(), "hugetlbfs", MountFlags::NOSUID, None)?)
+        });
+        if let Err(error) = mounted {
+            eprintln!("skipped: no huge pages to be had here ({error}), so hugetlbfs was not tried");
+            return None;
+        }
+        Some(HugePages { mount, pages_before })
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.mount.path(), UnmountFlags::DETACH);
+        let _ = std::fs::write(HUGE_PAGES, &self.pages_before);
+    }
 }
 
 fn keys(prefix: &str, count: usize) -> Vec<String> {
@@ -58,7 +90,10 @@ fn chunks_are_shared_in_pools_of_every_kind_and_are_there_after_a_restart() {
     let state = tempfile::tempdir_in("/dev/shm").unwrap();
     let on_disk = disk.path().join("pool");
     let in_memory = state.path().join("pool");
-    for (kind, path) in [("devdax", &device), ("fsdax", &on_disk), ("tmpfs", &in_memory)] {
+    let huge_pages = HugePages::mount(20);
+    let mut kinds = vec![("devdax", device), ("fsdax", on_disk), ("tmpfs", in_memory)];
+    kinds.extend(huge_pages.as_ref().map(|huge_pages| ("hugetlbfs", huge_pages.mount.path().join("pool"))));
+    for (kind, path) in &kinds {
         let pool = format!("{kind}:{},size=16MiB", path.display());
         let options = [
             "--pool",
@@ -73,7 +108,7 @@ fn chunks_are_shared_in_pools_of_every_kind_and_are_there_after_a_restart() {
         let (writer, reader) = (connect(&server), connect(&server));
         let far_reader = MaruHandler::connect(remote(&server)).unwrap();
         let far_writer = MaruHandler::connect(remote(&server)).unwrap();
-        assert_eq!(pools(&writer), [(kind.to_owned(), path.to_str().unwrap().to_owned())]);
+        assert_eq!(pools(&writer), [((*kind).to_owned(), path.to_str().unwrap().to_owned())]);
         let (near, far) = (keys("near", 40), keys("far", 40));
         store_all(&writer, &near);
         store_all(&far_writer, &far);
@@ -208,7 +243,7 @@ fn the_device_as_it_was_before_it_was_emptied_is_never_mapped() {
 
 #[test]
 fn a_server_gives_way_to_one_of_another_host() {
-    let TwoNames { mut server, other_name, .. } = TwoNames::start(&[]);
+    let TwoNames { mut server, other_name, _folders, .. } = TwoNames::start(&[]);
     // A lock is one host's, so the other server is its change of the header.
     let mut area = std::fs::read(&other_name).unwrap();
     let (header, slot) = PoolHeader::read(&area).unwrap();
