@@ -17,7 +17,7 @@ pub(crate) use measure::{
     ChunkArgs, ClientArgs, Coherence, LatencyArgs, LoadArgs, OutputArgs, ReadArgs, ServerArgs, StoreArgs,
     Switch, TrafficArgs,
 };
-pub(crate) use torture::{TortureArgs, TortureClientArgs};
+pub(crate) use torture::{Memory, TortureArgs, TortureClientArgs};
 
 /// Measures maru: a real server, real client processes, every byte checked.
 #[derive(Debug, Parser)]

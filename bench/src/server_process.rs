@@ -32,8 +32,8 @@ const TICK: Duration = Duration::from_millis(2);
 pub(crate) struct ServerOptions<'a> {
     /// The socket that it makes.
     pub(crate) socket: &'a Path,
-    /// The folder of its pool.
-    pub(crate) pool_dir: &'a Path,
+    /// Its pool: a folder, or a device.
+    pub(crate) pool: &'a Path,
     /// Whether it mounts huge pages there, which takes root.
     pub(crate) mount: bool,
     /// Bytes of its pool.
@@ -63,7 +63,7 @@ impl ServerProcess {
     /// [`BenchError`] where there is no binary, or the server ends or does not accept in time.
     pub(crate) fn start(options: &ServerOptions<'_>) -> Result<ServerProcess, BenchError> {
         let binary = find_or_build()?;
-        let mut pool = options.pool_dir.as_os_str().to_owned();
+        let mut pool = options.pool.as_os_str().to_owned();
         pool.push(if options.mount { ",mount" } else { "" });
         let mut command = Command::new(&binary);
         if let Some(host) = options.host {
@@ -85,7 +85,7 @@ impl ServerProcess {
             .spawn()
             .map_err(BenchError::system(format!("start {}", binary.display())))?;
         let stderr = child.stderr.take().expect("stderr is piped");
-        let mounted = options.mount.then(|| options.pool_dir.to_owned());
+        let mounted = options.mount.then(|| options.pool.to_owned());
         let mut server = ServerProcess { child, stderr: Some(thread::spawn(|| last_lines(stderr))), mounted };
 
         let began = Instant::now();

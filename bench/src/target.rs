@@ -54,7 +54,7 @@ impl Target {
         let process = start_on(args.pin_server.as_ref(), || {
             ServerProcess::start(&ServerOptions {
                 socket: &socket,
-                pool_dir: pool.path(),
+                pool: pool.path(),
                 mount: needs.mount,
                 pool_size: needs.pool_size,
                 max_entries: needs.max_entries,

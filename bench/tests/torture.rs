@@ -70,7 +70,8 @@ fn clients_that_are_killed_break_no_promise() {
 
     let outcomes = json["outcomes"].as_object().unwrap();
     let operations = outcomes.keys().map(String::as_str).collect::<HashSet<_>>();
-    let all = ["acquire", "retrieve", "exists", "alloc", "store", "pin_kv", "unpin_kv", "delete", "audit"];
+    let all =
+        ["acquire", "retrieve", "exists", "alloc", "store", "pin_kv", "unpin_kv", "delete", "audit", "read"];
     assert_eq!(operations, HashSet::from(all));
     for (operation, outcome) in [("acquire", "found"), ("store", "stored"), ("delete", "pinned")] {
         assert!(outcomes[operation][outcome].as_u64().unwrap() > 0, "{operation} {outcome} in {json}");

@@ -30,6 +30,8 @@ pub struct ClientConfig {
     pub report_stats: bool,
     /// The file with the authority of a server that speaks TLS.
     pub tls_ca: Option<PathBuf>,
+    /// Where pools lie on the client's host, `UUID=PATH,…`, where that is not the server's path.
+    pub device_map: String,
     /// What is presented to a server on TCP.
     pub auth_token: String,
     /// How long a request may take.
@@ -55,6 +57,7 @@ impl ClientConfig {
             stay_on_tcp: false,
             report_stats: false,
             tls_ca: None,
+            device_map: String::new(),
             auth_token: String::new(),
             timeout: Duration::from_secs(5),
             checksum: false,

@@ -19,7 +19,7 @@ mod wire;
 
 pub use certificates::{Authority, Certificate};
 pub use client::ClientProcess;
-pub use cluster::Cluster;
+pub use cluster::{Cluster, ClusterPlan, Memory};
 pub use command::{ClientConfig, Command, Reply, Stat};
 pub use content::{fill, is_intact};
 pub use device::make_device;

@@ -1,13 +1,18 @@
-//! Hosts that share the pool's memory and reach the server over a network that fails: nobody reads a wrong byte, nothing
-//! hangs, and whoever has lost something is told so.
+//! Hosts that share a device of memory under different names, and reach the server over a network that fails: nobody reads a
+//! wrong byte, nothing hangs, and whoever has lost something is told so.
 //!
 //! Each host is a network and a view of the file system of its own. Where those are not permitted, all of this is skipped.
 
+use std::fs;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use maru_client::Error;
 use maru_hosts::Host;
-use maru_tests::{ClientConfig, ClientProcess, Cluster, Command, PAGE, Reply, wait_until};
+use maru_proto::PoolHeader;
+use maru_tests::{
+    ClientConfig, ClientProcess, Cluster, ClusterPlan, Command, Memory, PAGE, Reply, make_device, wait_until,
+};
 
 fn keys(name: &str, count: usize) -> Vec<String> {
     (0..count).map(|n| format!("{name}-{n}")).collect()
@@ -15,15 +20,24 @@ fn keys(name: &str, count: usize) -> Vec<String> {
 
 /// A client on the server's host, at its Unix socket.
 fn neighbour(cluster: &Cluster, instance_id: &str) -> ClientProcess {
-    let mut client = ClientProcess::start_on(&cluster.host);
-    let config = ClientConfig::new(&cluster.server.socket(), instance_id);
+    connected(&cluster.host, ClientConfig::new(&cluster.server.socket(), instance_id))
+}
+
+fn connected(host: &Host, config: ClientConfig) -> ClientProcess {
+    let mut client = ClientProcess::start_on(host);
     assert_eq!(client.call(Command::Connect(config)), Reply::Done);
     client
 }
 
-/// A client on the server's host and one on another, each with 3 chunks. The far one reads those of the near one.
+/// A client on the server's host and one on another, each with 3 chunks. The far one reads those of the near one, which has no
+/// other pages.
 fn near_and_far(cluster: &Cluster, host: &Host) -> (ClientProcess, ClientProcess) {
-    let (mut near, mut far) = (neighbour(cluster, "near"), cluster.connect(host, "far"));
+    let small = ClientConfig {
+        region_size: 3 * PAGE as u64,
+        auto_expand: false,
+        ..ClientConfig::new(&cluster.server.socket(), "near")
+    };
+    let (mut near, mut far) = (connected(&cluster.host, small), cluster.connect(host, "far"));
     assert_eq!(near.each(Command::Store(keys("near", 3), PAGE)), ["stored"; 3]);
     assert_eq!(far.each(Command::Store(keys("far", 3), PAGE)), ["stored"; 3]);
     assert_eq!(far.count(Command::Acquire(keys("near", 3))), 3);
@@ -53,22 +67,54 @@ fn assert_both_are_served(near: &mut ClientProcess, far: &mut ClientProcess) {
     }
 }
 
+/// What a client on another host is told that stores a chunk and can't have memory for it.
+fn refused_memory(far: &mut ClientProcess) -> String {
+    let said = far.each(Command::Store(keys("far", 1), PAGE)).remove(0);
+    assert!(said.contains("is not on this host"), "{said}");
+    said
+}
+
 #[test]
 fn what_one_host_stores_another_reads_in_place() {
-    let Some(cluster) = Cluster::start(&[]) else { return };
-    let (mut near, mut far) = (neighbour(&cluster, "near"), cluster.connect(&cluster.host("other"), "far"));
-    assert_eq!(near.each(Command::BatchStore(keys("near", 100), PAGE)), ["stored"; 100]);
-    assert_eq!(far.each(Command::BatchStore(keys("far", 100), PAGE)), ["stored"; 100]);
-    // Every byte is compared.
-    assert_eq!(far.count(Command::Acquire(keys("near", 100))), 100);
-    assert_eq!(near.count(Command::Acquire(keys("far", 100))), 100);
-    assert_eq!(near.each(Command::Delete(keys("near", 1))), ["pinned"]);
-    assert_eq!(far.call(Command::ReleaseHeld), Reply::Done);
-    wait_until("the pins are released", || near.stats().pins == 100);
-    assert_eq!(near.each(Command::Delete(keys("near", 1))), ["deleted"]);
-    let mut mappings = far.each(Command::Mappings(cluster.server.pool()));
-    mappings.sort();
-    assert_eq!(mappings, ["r--s", "rw-s"], "what is another's can't be written");
+    for (memory, tls) in [(Memory::Coherent, false), (Memory::Coherent, true), (Memory::NotCoherent, false)] {
+        let Some(cluster) = Cluster::start_as(ClusterPlan { memory, tls }, &[]) else { return };
+        let (mut near, mut far) =
+            (neighbour(&cluster, "near"), cluster.connect(&cluster.host("other"), "far"));
+        assert_eq!(near.each(Command::BatchStore(keys("near", 100), PAGE)), ["stored"; 100]);
+        assert_eq!(far.each(Command::BatchStore(keys("far", 100), PAGE)), ["stored"; 100]);
+        // Every byte is compared.
+        assert_eq!(far.count(Command::Acquire(keys("near", 100))), 100);
+        assert_eq!(near.count(Command::Acquire(keys("far", 100))), 100);
+        assert_eq!(near.each(Command::Delete(keys("near", 1))), ["pinned"]);
+        assert_eq!(far.call(Command::ReleaseHeld), Reply::Done);
+        wait_until("the pins are released", || near.stats().pins == 100);
+        assert_eq!(near.each(Command::Delete(keys("near", 1))), ["deleted"]);
+        for (client, device) in [(&mut near, cluster.device()), (&mut far, Cluster::device_elsewhere())] {
+            let mut mappings = client.each(Command::Mappings(device));
+            mappings.sort();
+            assert_eq!(mappings, ["r--s", "rw-s"], "what is another's can't be written");
+        }
+    }
+}
+
+#[test]
+fn a_chunk_that_did_not_come_to_another_hosts_memory_is_not_handed_out_there() {
+    let plan = ClusterPlan { memory: Memory::NotCoherent, ..ClusterPlan::default() };
+    let Some(cluster) = Cluster::start_as(plan, &[]) else { return };
+    let with_sums = |config: ClientConfig| ClientConfig { checksum: true, ..config };
+    let mut near = connected(&cluster.host, with_sums(ClientConfig::new(&cluster.server.socket(), "near")));
+    let mut far = connected(&cluster.host("other"), with_sums(cluster.config("far")));
+    assert_eq!(near.each(Command::Store(keys("first", 3), PAGE)), ["stored"; 3]);
+    assert_eq!(far.each(Command::Store(keys("far", 3), PAGE)), ["stored"; 3]);
+    assert_eq!(far.count(Command::Read(keys("first", 3))), 3);
+    assert_eq!(near.count(Command::Read(keys("far", 3))), 3);
+
+    assert_eq!(near.each(Command::Store(keys("second", 3), PAGE)), ["stored"; 3]);
+    // As if the memory still had what was there before.
+    let device = fs::OpenOptions::new().write(true).open(cluster.device()).unwrap();
+    device.write_all_at(&[0; 16 * PAGE], PoolHeader::AREA_LEN).unwrap();
+    assert_eq!(far.count(Command::Read(keys("second", 3))), 0);
+    wait_until("what was pinned for it is released", || near.stats().pins == 0);
 }
 
 #[test]
@@ -96,16 +142,77 @@ fn a_host_without_the_pools_memory_is_told_so_and_keeps_no_region() {
     let Some(cluster) = Cluster::start(&[]) else { return };
     let without = cluster.plan("other").start().unwrap();
     let (mut near, mut far) = (neighbour(&cluster, "near"), cluster.connect(&without, "far"));
-    near.each(Command::Store(keys("near", 1), PAGE));
+    near.each(Command::Store(keys("near", 3), PAGE));
     for _ in 0..3 {
-        let stored = far.each(Command::Store(keys("far", 1), PAGE)).remove(0);
-        let read = far.refused(Command::Read(keys("near", 1)));
-        for told in [stored, read] {
-            assert!(told.contains("can't map region"), "{told}");
-        }
+        let said = refused_memory(&mut far);
+        let expected = format!("{} No such file", Cluster::device_elsewhere().display());
+        assert!(said.contains(&expected) && said.contains("name it in the device map"), "{said}");
+        assert_eq!(far.count(Command::Read(keys("near", 3))), 0, "what can't be read counts as not stored");
     }
     assert_eq!(near.stats().regions, 1);
     wait_until("nothing stays pinned", || near.stats().pins == 0);
+}
+
+#[test]
+fn a_host_that_does_not_know_its_own_name_of_the_device_is_told_to_say_it() {
+    let Some(cluster) = Cluster::start(&[]) else { return };
+    let config = ClientConfig { device_map: String::new(), ..cluster.config("far") };
+    let mut far = connected(&cluster.host("other"), config);
+    let said = refused_memory(&mut far);
+    let tried = format!("{} No such file", cluster.device().display());
+    assert!(said.contains(&tried) && said.contains("name it in the device map, UUID=PATH"), "{said}");
+}
+
+#[test]
+fn another_device_under_the_name_of_the_right_one_is_never_mapped() {
+    let Some(cluster) = Cluster::start(&[]) else { return };
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let wrong = make_device(&folder.path().join(cluster.device().file_name().unwrap()), 16 << 20);
+    let mut far = cluster.connect(&cluster.host_with("other", folder.path()), "far");
+    let mut near = neighbour(&cluster, "near");
+    assert_eq!(near.each(Command::Store(keys("near", 3), PAGE)), ["stored"; 3]);
+    let said = refused_memory(&mut far);
+    let (right, wrong) = (format!("the memory of pool {}", cluster.uuid()), format!("is the pool {wrong}"));
+    assert!(said.contains(&right) && said.contains(&wrong), "{said}");
+    assert_eq!(far.count(Command::Read(keys("near", 3))), 0);
+    assert_nothing_of_the_device_is_mapped(&mut far);
+}
+
+#[test]
+fn the_device_as_it_was_before_it_was_emptied_is_never_mapped() {
+    let Some(mut cluster) = Cluster::start(&["--grace", "200ms"]) else { return };
+    // What a host has that lost touch with the device before.
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    fs::copy(cluster.device(), folder.path().join(cluster.device().file_name().unwrap())).unwrap();
+    cluster.server.kill();
+    cluster.restart_server(&["--fresh"]);
+    let mut near = neighbour(&cluster, "near");
+    assert_eq!(near.each(Command::Store(keys("near", 3), PAGE)), ["stored"; 3]);
+
+    let mut behind = cluster.connect(&cluster.host_with("behind", folder.path()), "behind");
+    let said = refused_memory(&mut behind);
+    assert!(said.contains("is that pool under incarnation 2 and not 3"), "{said}");
+    assert_eq!(behind.count(Command::Read(keys("near", 3))), 0);
+    assert_nothing_of_the_device_is_mapped(&mut behind);
+    let mut far = cluster.connect(&cluster.host("other"), "far");
+    assert_eq!(far.count(Command::Read(keys("near", 3))), 3);
+    assert_eq!(far.each(Command::Store(keys("far", 3), PAGE)), ["stored"; 3]);
+}
+
+fn assert_nothing_of_the_device_is_mapped(client: &mut ClientProcess) {
+    assert_eq!(client.each(Command::Mappings(Cluster::device_elsewhere())), [""; 0]);
+}
+
+#[test]
+fn memory_of_the_servers_host_is_refused_to_other_hosts() {
+    let plan = ClusterPlan { memory: Memory::OfItsHost, ..ClusterPlan::default() };
+    let Some(cluster) = Cluster::start_as(plan, &[]) else { return };
+    let (mut near, mut far) = (neighbour(&cluster, "near"), cluster.connect(&cluster.host("other"), "far"));
+    assert_eq!(near.each(Command::Store(keys("near", 3), PAGE)), ["stored"; 3]);
+    let said = refused_memory(&mut far);
+    assert!(said.contains("memory of the server's host; hosts share fsdax and devdax pools"), "{said}");
+    assert_eq!(far.count(Command::Read(keys("near", 3))), 0);
+    assert_eq!(near.stats().regions, 1);
 }
 
 #[test]
@@ -181,6 +288,7 @@ fn who_comes_back_within_the_grace_has_lost_nothing() {
     assert_eq!(far.call(Command::CheckHeld), Reply::Done);
     other.plug_in().unwrap();
     wait_until_it_goes_on(&mut far);
+    assert_eq!(far.each(Command::ReadHeld), ["intact"; 3]);
     assert_far_has_its_own(&mut near);
     assert_both_are_served(&mut near, &mut far);
 }
@@ -196,11 +304,15 @@ fn who_comes_back_after_the_grace_is_told_so_and_connects_anew() {
     assert_eq!((stats.pins, stats.regions, stats.orphans), (0, 2, 1));
     assert_eq!(near.count(Command::Read(keys("far", 3))), 3, "what it has stored stays");
     assert_eq!(near.each(Command::Delete(keys("near", 3))), ["deleted"; 3]);
+    assert_eq!(near.each(Command::Store(keys("other", 3), PAGE)), ["stored"; 3], "in the same pages");
+    // The cable is out: nobody has told it anything.
+    assert_eq!(far.each(Command::ReadHeld), ["in doubt"; 3]);
 
     other.plug_in().unwrap();
     wait_until("it is told so", || {
         far.refused(Command::Read(keys("far", 3))) == Error::SessionEnded.to_string()
     });
+    assert_eq!(far.each(Command::ReadHeld), ["released"; 3]);
     let stored = far.each(Command::Store(keys("later", 1), PAGE));
     assert_eq!(stored, [Error::SessionEnded.to_string()]);
     drop(far);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
-use maru_client::Address;
+use maru_client::{Address, DeviceMap};
 
 use super::chunk_size;
 use super::measure::Driver;
@@ -15,8 +15,10 @@ use crate::torture::PRIVATE;
 const POOL_MIN: u64 = 16 << 20;
 /// How many times as large as all chunks a pool is in which nothing has to go.
 const ROOMY: u64 = 4;
-/// The longest time for which a cable is out.
+/// The longest time for which a cable is out where nothing else is said.
 const FLAP_MAX: Duration = Duration::from_millis(500);
+/// Half of the time for which a client lets the server be out of reach.
+const FLAP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Torture a server: client processes do everything at random in a pool that is far too small, and get killed.
 ///
@@ -58,19 +60,29 @@ pub(crate) struct TortureArgs {
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) kill_server: Option<Duration>,
 
+    /// What the pool is made of.
+    #[arg(long, value_name = "MEMORY", default_value = "folder")]
+    pub(crate) memory: Memory,
+
     /// Run the server and the client processes on so many hosts of their own, which takes root [default: all on this one].
     ///
     /// A host is a network namespace. The server and every Nth client are on the first; the clients of others reach it over the
-    /// network, and have the pool's folder as if it were a file system of all hosts.
+    /// network, and have the pool's folder as if it were a file system of all hosts, or the device under another name.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=16))]
     pub(crate) hosts: Option<u8>,
 
     /// How often the cable of a host, any of them, is pulled for a moment [default: never].
     ///
-    /// It is out for at most half a second, or an eighth of the grace period. The server closes connections that are silent for half
-    /// of that, so that some are lost and others are not.
+    /// The server closes connections that are silent for a quarter of a second, or a sixteenth of the grace period, so that some are
+    /// lost and others are not.
     #[arg(long, value_name = "TIME", requires = "hosts", value_parser = humantime::parse_duration)]
     pub(crate) flap_link: Option<Duration>,
+
+    /// The longest time for which a cable is out [default: half a second, or an eighth of the grace period].
+    ///
+    /// Where that is longer, sessions may end: what was held is gone then, and must not have been read as if it were not.
+    #[arg(long, value_name = "TIME", requires = "flap_link", value_parser = flap_max)]
+    pub(crate) flap_max: Option<Duration>,
 
     /// How long the server lets an instance without a connection keep its pins and its regions.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
@@ -101,9 +113,19 @@ impl TortureArgs {
         self.kill_server.is_some() || self.flap_link.is_some()
     }
 
-    /// The longest time for which a cable is out: what it takes to go on comes on top, and has to fit into the grace period.
+    /// The longest time for which a cable is out.
     pub(crate) fn flap_max(&self) -> Duration {
+        self.flap_max.unwrap_or_else(|| self.harmless_flap())
+    }
+
+    /// How long a cable can be out that ends no session: what it takes to go on comes on top, and has to fit into the grace period.
+    fn harmless_flap(&self) -> Duration {
         FLAP_MAX.min(self.grace / 8)
+    }
+
+    /// Whether the server may end sessions of clients that live.
+    pub(crate) fn may_end_sessions(&self) -> bool {
+        self.flap_max() > self.harmless_flap()
     }
 
     /// Whether the pool is so small that entries may have to go. Regions are emptied in no order, so that much of a pool may
@@ -117,7 +139,7 @@ impl TortureArgs {
     pub(crate) fn server_options(&self) -> Vec<String> {
         let mut options = vec!["--grace".to_owned(), humantime::format_duration(self.grace).to_string()];
         if self.flap_link.is_some() {
-            let patience = humantime::format_duration(self.flap_max() / 2);
+            let patience = humantime::format_duration(self.harmless_flap() / 2);
             options.extend(["--idle-timeout".to_owned(), patience.to_string()]);
         }
         if let Some(driver) = self.driver {
@@ -125,6 +147,25 @@ impl TortureArgs {
             options.extend(["--driver".to_owned(), name]);
         }
         options
+    }
+}
+
+/// What a pool is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Memory {
+    /// Files in a folder.
+    Folder,
+    /// A file that stands in for a device.
+    Device,
+    /// The same, taken for memory that is not coherent: caches are written back, and chunks have checksums.
+    NotCoherent,
+}
+
+/// How long a cable may be out: clients that can do nothing for longer than this call it a failure.
+fn flap_max(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text).map_err(|error| error.to_string())? {
+        time if time <= FLAP_LIMIT => Ok(time),
+        _ => Err(format!("at most {}", humantime::format_duration(FLAP_LIMIT))),
     }
 }
 
@@ -159,9 +200,21 @@ pub(crate) struct TortureClientArgs {
     #[arg(long)]
     pub(crate) outages: bool,
 
+    /// Whether the server may be out of reach for so long that it ends the session.
+    #[arg(long)]
+    pub(crate) sessions_end: bool,
+
     /// Whether the pool is so small that entries may have to go.
     #[arg(long)]
     pub(crate) may_evict: bool,
+
+    /// Whether chunks are stored with a checksum.
+    #[arg(long)]
+    pub(crate) checksum: bool,
+
+    /// Where pools lie on the client's host.
+    #[arg(long, default_value = "")]
+    pub(crate) device_map: DeviceMap,
 }
 
 #[cfg(test)]
@@ -193,6 +246,17 @@ mod tests {
         let args = torture(&["--hosts", "2", "--flap-link", "1s", "--grace", "800ms"]).unwrap();
         assert_eq!((args.has_outages(), args.flap_max()), (true, Duration::from_millis(100)));
         assert_eq!(args.server_options(), ["--grace", "800ms", "--idle-timeout", "50ms"]);
+        assert!(!args.may_end_sessions());
+    }
+
+    #[test]
+    fn a_link_that_is_cut_for_longer_may_end_sessions() {
+        let flaps = ["--hosts", "2", "--flap-link", "1s", "--grace", "800ms"];
+        let args = torture(&[&flaps[..], &["--flap-max", "3s"]].concat()).unwrap();
+        assert_eq!((args.may_end_sessions(), args.flap_max()), (true, Duration::from_secs(3)));
+        assert_eq!(args.server_options(), ["--grace", "800ms", "--idle-timeout", "50ms"]);
+        assert!(torture(&[&flaps[..], &["--flap-max", "11s"]].concat()).is_err());
+        assert!(torture(&["--hosts", "2", "--flap-max", "3s"]).is_err());
     }
 
     #[test]

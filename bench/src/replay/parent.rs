@@ -62,7 +62,7 @@ fn replay(
     let socket = run.path().join("maru.sock");
     let mut server = ServerProcess::start(&ServerOptions {
         socket: &socket,
-        pool_dir: pool.path(),
+        pool: pool.path(),
         mount: false,
         pool_size: plan.pool_size,
         max_entries: (plan.pool_size / count(args.chunk_size)).max(1),

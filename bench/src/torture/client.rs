@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::protocol::{Message, Orders};
 use super::site::Site;
-use crate::cli::TortureArgs;
+use crate::cli::{Memory, TortureArgs};
 use crate::error::BenchError;
 use crate::lines::{receive, send};
 use crate::mix::mix;
@@ -56,6 +56,8 @@ impl Client {
             .args(["--chunk-size", &args.chunk_size.to_string()])
             .args(["--seed", &seed.to_string()])
             .args(args.has_outages().then_some("--outages"))
+            .args(args.may_end_sessions().then_some("--sessions-end"))
+            .args((args.memory == Memory::NotCoherent).then_some("--checksum"))
             .args(args.may_evict().then_some("--may-evict"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -39,6 +39,8 @@ names! {
         Delete = "delete",
         /// A comparison of the client's own pages and pins with the server's.
         Audit = "audit",
+        /// A look at all bytes of a guard, which checks that it was good all the while.
+        Read = "read",
     }
 
     /// What came of one key or page of it.
@@ -58,6 +60,10 @@ names! {
         Evicted = "evicted",
         /// The server died over it, or was out of reach.
         Died = "died",
+        /// The server was out of reach for so long that it had ended the session.
+        SessionEnded = "session_ended",
+        /// The server had released the pin, or may have.
+        Revoked = "revoked",
         /// The caller did not wait for the answer.
         GivenUp = "given_up",
     }
@@ -78,6 +84,8 @@ pub(super) struct Counts {
     pub(super) leaked_pages: u64,
     /// Chunks that had to be there, and were not.
     pub(super) lost_acknowledged: u64,
+    /// Sessions that the server had ended when it was reached again.
+    pub(super) sessions_ended: u64,
     /// How long sessions were without the server each time, µs.
     pub(super) outages_us: Vec<u64>,
     /// Keys and pages by what was asked for and what came of it.
@@ -100,6 +108,7 @@ impl Counts {
         self.leaked_pins += other.leaked_pins;
         self.leaked_pages += other.leaked_pages;
         self.lost_acknowledged += other.lost_acknowledged;
+        self.sessions_ended += other.sessions_ended;
         self.outages_us.extend(&other.outages_us);
         for (operation, outcomes) in &other.outcomes {
             outcomes.iter().for_each(|(outcome, count)| self.add(*operation, *outcome, *count));

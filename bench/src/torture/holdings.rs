@@ -20,12 +20,19 @@ pub(super) enum Guard {
 }
 
 impl Guard {
-    /// The keys, each with the bytes that are read.
-    pub(super) fn chunks(&self) -> Vec<(Key, &[u8])> {
+    /// The keys, each with a guard of its chunk.
+    pub(super) fn chunks(&self) -> Vec<(Key, ChunkRef)> {
         match self {
-            Guard::Prefix(keys, prefix) => keys.iter().copied().zip(prefix.iter()).collect(),
-            Guard::Chunk(key, chunk) => vec![(*key, chunk)],
+            Guard::Prefix(keys, prefix) => {
+                (0..).zip(keys).filter_map(|(index, key)| Some((*key, prefix.get(index)?))).collect()
+            }
+            Guard::Chunk(key, chunk) => vec![(*key, chunk.clone())],
         }
+    }
+
+    /// Whether it has no chunk at all.
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(self, Guard::Prefix(_, prefix) if prefix.is_empty())
     }
 
     fn holds(&self, key: Key) -> bool {

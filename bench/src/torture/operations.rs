@@ -4,7 +4,9 @@ use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use maru_client::{Deleted, Error, MaruHandler, PageMut, Pending, Pinned, StatKind, Stored, Unpinned};
+use maru_client::{
+    Deleted, Error, MaruHandler, PageMut, Pending, Pinned, Revocation, StatKind, Stored, Unpinned,
+};
 use maru_proto::{FrameStatus, Opcode};
 use pollster::block_on;
 
@@ -51,6 +53,7 @@ impl Worker<'_> {
         } else {
             self.call(Operation::Acquire, |maru| maru.acquire(&names))?
         };
+        let session = self.session;
         let missing = keys.split_off(prefix.len());
         self.log.add(Operation::Acquire, Outcome::Found, keys.len());
         self.log.add(Operation::Acquire, Outcome::NotFound, missing.len());
@@ -63,14 +66,15 @@ impl Worker<'_> {
             self.store(&missing)?;
             self.verify(&guard, "after a store")?;
         }
-        self.hold(guard);
+        self.hold(guard, session);
         Ok(())
     }
 
-    /// Keeps a guard for later, or a part of it, or lets go of it.
-    fn hold(&mut self, guard: Guard) {
+    /// Keeps a guard of a session for later, or a part of it, or lets go of it.
+    fn hold(&mut self, guard: Guard, session: u64) {
         let random = self.random.next();
         match guard {
+            _ if session != self.session => {}
             Guard::Prefix(keys, prefix) if !keys.is_empty() && self.one_in(3) => {
                 let index = usize::try_from(random % keys.len() as u64).expect("an index");
                 if let Some(chunk) = prefix.get(index) {
@@ -78,7 +82,7 @@ impl Worker<'_> {
                     self.holdings.keep(Guard::Chunk(keys[index], chunk), random);
                 }
             }
-            guard if !guard.chunks().is_empty() && self.one_in(2) => self.holdings.keep(guard, random),
+            guard if !guard.is_empty() && self.one_in(2) => self.holdings.keep(guard, random),
             _ => {}
         }
     }
@@ -106,6 +110,7 @@ impl Worker<'_> {
             1 if keys.len() == 1 => vec![self.call(Operation::Retrieve, |maru| maru.retrieve(names[0]))?],
             _ => self.call(Operation::Retrieve, |maru| maru.batch_retrieve(&names))?,
         };
+        let session = self.session;
         for (key, chunk) in keys.into_iter().zip(chunks) {
             let Some(chunk) = chunk else {
                 self.log.add(Operation::Retrieve, Outcome::NotFound, 1);
@@ -116,7 +121,7 @@ impl Worker<'_> {
             let guard = Guard::Chunk(key, chunk.clone());
             drop(chunk);
             self.verify(&guard, "when retrieved")?;
-            self.hold(guard);
+            self.hold(guard, session);
         }
         Ok(())
     }
@@ -126,23 +131,25 @@ impl Worker<'_> {
         let Some(guard) = self.holdings.take_guard(self.random.next()) else {
             return Ok(());
         };
+        let session = self.session;
         self.verify(&guard, "under a guard that was held for a while")?;
         if self.one_in(4) {
             let keys = guard.chunks().iter().map(|(key, _)| *key).collect::<Vec<_>>();
             let names = names(&keys);
             let outcomes = self.call(Operation::Delete, |maru| maru.batch_delete(&names))?;
             for (key, outcome) in keys.iter().zip(outcomes) {
-                if self.count_deleted(outcome) != Outcome::Pinned {
+                if self.count_deleted(outcome) != Outcome::Pinned && self.session == session {
                     self.log.lost(format!("{key} was {outcome:?} though a guard of the caller held it"))?;
                 }
             }
             self.verify(&guard, "under a guard, after a delete")?;
         }
-        self.hold(guard);
+        self.hold(guard, session);
         Ok(())
     }
 
     fn store(&mut self, keys: &[Key]) -> Result<(), BenchError> {
+        let session = self.session;
         let mut pages = Vec::with_capacity(keys.len());
         for key in keys {
             let Some(page) = self.write(*key)? else {
@@ -150,6 +157,10 @@ impl Worker<'_> {
                 break;
             };
             pages.push(page);
+        }
+        if self.session != session {
+            // What was written went with the session that it was written for.
+            return Ok(());
         }
         let keys = &keys[..pages.len()];
         let names = names(keys);
@@ -161,6 +172,9 @@ impl Worker<'_> {
                 let mut outcomes = Vec::with_capacity(keys.len());
                 for (name, page) in names.into_iter().zip(pages) {
                     let stored = self.attempt(Operation::Store, |maru| maru.store(name, page))?;
+                    if self.session != session {
+                        return Ok(());
+                    }
                     outcomes.push(Ok(stored.unwrap_or(Stored::AlreadyExists)));
                 }
                 Some(outcomes)
@@ -196,40 +210,36 @@ impl Worker<'_> {
         }
         if self.one_in(16) {
             let location = page.detach();
-            page = self.call(Operation::Alloc, |maru| maru.attach(location, length))?;
+            let Some(attached) = self.attempt(Operation::Alloc, |maru| maru.attach(location, length))? else {
+                return Ok(None);
+            };
+            page = attached;
         }
         key.fill(half, &mut page[half..]);
         Ok(Some(page))
     }
 
     fn alloc(&mut self, length: usize) -> Result<Option<PageMut>, BenchError> {
-        let page = if self.one_in(8) {
-            block_on(self.handler.alloc_async(length))
-        } else {
-            self.handler.alloc(length)
-        };
-        self.log.counts().operations += 1;
-        match page {
-            Ok(page) => {
-                self.log.add(Operation::Alloc, Outcome::Done, 1);
-                Ok(Some(page))
+        let awaited = self.one_in(8);
+        let page = self.attempt(Operation::Alloc, |maru| {
+            match if awaited { block_on(maru.alloc_async(length)) } else { maru.alloc(length) } {
+                Ok(page) => Ok(Some(page)),
+                Err(
+                    Error::PoolExhausted
+                    | Error::Refused {
+                        operation: Opcode::RequestAlloc,
+                        status: FrameStatus::NoSpace | FrameStatus::Limit,
+                    },
+                ) => Ok(None),
+                Err(error) => Err(error),
             }
-            Err(
-                Error::PoolExhausted
-                | Error::Refused {
-                    operation: Opcode::RequestAlloc,
-                    status: FrameStatus::NoSpace | FrameStatus::Limit,
-                },
-            ) => {
-                self.log.add(Operation::Alloc, Outcome::PoolExhausted, 1);
-                Ok(None)
-            }
-            Err(Error::ConnectionLost) if self.args.outages => {
-                self.log.add(Operation::Alloc, Outcome::Died, 1);
-                Ok(None)
-            }
-            Err(error) => Err(failed(Operation::Alloc)(error)),
+        })?;
+        match &page {
+            Some(Some(_)) => self.log.add(Operation::Alloc, Outcome::Done, 1),
+            Some(None) => self.log.add(Operation::Alloc, Outcome::PoolExhausted, 1),
+            None => {}
         }
+        Ok(page.flatten())
     }
 
     /// There was no page: some chains go, so that regions without an owner become free.
@@ -327,7 +337,7 @@ impl Worker<'_> {
     fn unpin(&mut self) -> Result<(), BenchError> {
         let pinned = if self.one_in(8) { None } else { self.holdings.any_pinned(self.random.next()) };
         let key = pinned.unwrap_or_else(|| self.any_key());
-        let was_pinned = self.holdings.is_pinned(key);
+        let (was_pinned, session) = (self.holdings.is_pinned(key), self.session);
         let outcome = if self.one_in(4) {
             self.call(Operation::UnpinKv, |maru| block_on(maru.unpin_kv_async(key.bytes())))?
         } else {
@@ -341,6 +351,8 @@ impl Worker<'_> {
         };
         self.log.add(Operation::UnpinKv, counted, 1);
         match (was_pinned, outcome) {
+            // It went with its session.
+            (true, _) if self.session != session => Ok(()),
             (true, Unpinned::Unpinned) | (false, Unpinned::NotPinned | Unpinned::NotFound) => Ok(()),
             // Where the answer was lost, it is asked again.
             (true, Unpinned::NotPinned) if self.args.outages => Ok(()),
@@ -434,7 +446,7 @@ impl Worker<'_> {
         page.fill(0xa5);
         if self.one_in(2) {
             let location = page.detach();
-            self.call(Operation::Alloc, |maru| {
+            self.attempt(Operation::Alloc, |maru| {
                 maru.free_by_location(location.region_id, location.page_index)
             })?;
         }
@@ -476,10 +488,13 @@ impl Worker<'_> {
         for guard in self.holdings.take_guards() {
             self.verify(&guard, "under a guard, before an audit")?;
         }
-        let number = self.handler.instance_number();
-        let pins = self.holdings.pins();
-        let began = Instant::now();
+        let (mut session, mut began) = (self.session, Instant::now());
         loop {
+            if self.session != session {
+                (session, began) = (self.session, Instant::now());
+            }
+            let number = self.handler.instance_number();
+            let pins = self.holdings.pins();
             let regions = self.call(Operation::Audit, MaruHandler::regions)?;
             let own = regions.iter().filter(|region| region.owner.get() == number);
             let with_server = own.map(|own| u64::from(own.entries.get()) + u64::from(own.freed_pages.get()));
@@ -488,6 +503,9 @@ impl Worker<'_> {
             let usage = usage.iter().find(|usage| usage.instance.get() == number);
             let pins_seen = usage.map_or(0, |usage| usage.pins.get());
             let named_seen = usage.map_or(0, |usage| usage.named_pins.get());
+            if self.session != session {
+                continue;
+            }
             let stats = self.handler.client_stats();
             let not_free = stats.pages - stats.free_pages;
             if (not_free, pins) == (with_server, pins_seen) {
@@ -509,18 +527,42 @@ impl Worker<'_> {
         }
     }
 
-    /// Reads every byte that a guard holds.
+    /// Reads every byte that a guard holds, in any of the ways that say whether it was good all the while.
     pub(super) fn verify(&mut self, guard: &Guard, when: &str) -> Result<(), BenchError> {
-        for (key, bytes) in guard.chunks() {
-            let wrong = key.wrong_bytes(self.args.chunk_size, bytes);
-            self.log.counts().verified_bytes += bytes.len() as u64;
+        for (key, chunk) in guard.chunks() {
+            let wrong = |bytes: &[u8]| key.wrong_bytes(self.args.chunk_size, bytes);
+            let read = if self.random.next().is_multiple_of(2) {
+                let mut copy = vec![0; chunk.len()];
+                chunk.copy_to(&mut copy).map(|()| wrong(&copy))
+            } else {
+                chunk.read(wrong)
+            };
+            let wrong = match read {
+                Ok(wrong) => wrong,
+                Err(error) => {
+                    self.revoked(key, &error, when)?;
+                    continue;
+                }
+            };
+            self.log.add(Operation::Read, Outcome::Done, 1);
+            self.log.counts().verified_bytes += chunk.len() as u64;
             if wrong > 0 {
                 self.log.counts().wrong_bytes += wrong;
-                let text = format!("{wrong} of {} bytes of {key} were wrong {when}", bytes.len());
+                let text = format!("{wrong} of {} bytes of {key} were wrong {when}", chunk.len());
                 self.log.broken(text)?;
             }
         }
         Ok(())
+    }
+
+    /// A chunk could not be read. That may be so while the server is not heard from, and once it has ended the session.
+    fn revoked(&mut self, key: Key, error: &Error, when: &str) -> Result<(), BenchError> {
+        self.log.add(Operation::Read, Outcome::Revoked, 1);
+        match error {
+            Error::Revoked(Revocation::InDoubt) => Ok(()),
+            Error::Revoked(Revocation::Released) if self.args.sessions_end => Ok(()),
+            error => self.log.lost(format!("the pin of {key} was lost {when}: {error}")),
+        }
     }
 
     /// A key turned out not to be there, which must not be where this client has a pin on it.
@@ -548,8 +590,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Calls something; `None` where the server is lost over it.
-    fn attempt<T>(
+    /// Calls something; `None` where the server is lost over it, be it that the session has ended and there is another now.
+    pub(super) fn attempt<T>(
         &mut self,
         operation: Operation,
         call: impl FnOnce(&MaruHandler) -> Result<T, Error>,
@@ -560,6 +602,11 @@ impl Worker<'_> {
                 self.log.add(operation, Outcome::Died, 1);
                 // A server that is not there says so at once.
                 thread::sleep(Duration::from_millis(1));
+                Ok(None)
+            }
+            Err(Error::SessionEnded) if self.args.sessions_end => {
+                self.log.add(operation, Outcome::SessionEnded, 1);
+                self.begin_anew()?;
                 Ok(None)
             }
             answer => answer.map(Some).map_err(failed(operation)),

@@ -102,6 +102,7 @@ impl fmt::Display for Table<'_> {
             ("servers killed", HumanCount(self.report.server_kills).to_string()),
             ("links cut", HumanCount(self.report.link_flaps).to_string()),
             ("sessions resumed", resumed),
+            ("sessions ended", HumanCount(counts.sessions_ended).to_string()),
             ("operations", HumanCount(counts.operations).to_string()),
             ("bytes verified", ByteSize(counts.verified_bytes).to_string()),
             ("evictions", HumanCount(self.report.evictions).to_string()),

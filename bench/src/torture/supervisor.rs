@@ -68,10 +68,11 @@ fn torture(args: &TortureArgs, pool_size: u64, interrupted: &AtomicBool) -> Resu
     let site = Site::prepare(args, run.path(), pool.path())?;
     let socket = site.socket().to_owned();
     let host = site.server_host().cloned();
+    let memory = site.pool();
     let arguments = [args.server_options(), site.server_options()].concat();
     let options = ServerOptions {
         socket: &socket,
-        pool_dir: pool.path(),
+        pool: &memory,
         mount: false,
         pool_size,
         max_entries: (pool_size / args.chunk_size as u64).max(1),

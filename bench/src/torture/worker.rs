@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use maru_client::{Config, Error, MaruHandler};
+use maru_client::{Config, MaruHandler};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use super::counts::{Counts, Operation, Outcome};
@@ -77,6 +77,10 @@ fn work(args: &TortureClientArgs, log: &mut Log) -> Result<(), BenchError> {
 pub(super) struct Worker<'a> {
     pub(super) args: &'a TortureClientArgs,
     pub(super) handler: MaruHandler,
+    /// How the server is reached.
+    config: Config,
+    /// Sessions before this one, which the server has ended.
+    pub(super) session: u64,
     /// How often the session went on, as far as was told.
     resumes: u64,
     pub(super) random: Random,
@@ -98,6 +102,8 @@ impl<'a> Worker<'a> {
             .instance_id(&args.instance)
             .page_size(args.chunk_size)
             .region_size(REGION.max(args.chunk_size as u64))
+            .device_map(args.device_map.clone())
+            .checksum(args.checksum)
             .timeout(TIMEOUT)
             // So that this, too, goes on whatever is killed.
             .report_stats(true);
@@ -105,6 +111,8 @@ impl<'a> Worker<'a> {
         Ok(Worker {
             args,
             handler: connect(&config, args.outages)?,
+            config,
+            session: 0,
             resumes: 0,
             random: Random::new(args.seed),
             chains: Sampler::new(Distribution::Zipf(SKEW), chains, !args.seed),
@@ -115,13 +123,10 @@ impl<'a> Worker<'a> {
     }
 
     /// Waits until the server has served what a killed process sent last: it may delete and store the private keys.
-    fn outlast(&self, predecessor: &str) -> Result<(), BenchError> {
+    fn outlast(&mut self, predecessor: &str) -> Result<(), BenchError> {
         let began = Instant::now();
         loop {
-            let usage = match self.handler.usage() {
-                Err(Error::ConnectionLost) if self.args.outages => Vec::new(),
-                usage => usage?,
-            };
+            let usage = self.attempt(Operation::Audit, MaruHandler::usage)?.unwrap_or_default();
             let is_known = !usage.is_empty();
             let connected = usage.iter().filter(|usage| usage.connections.get() > 0);
             if is_known
@@ -137,7 +142,17 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Ends in one of the ways in which clients end that are not killed.
+    /// Begins another session, where the server has ended this one: what was held is gone.
+    pub(super) fn begin_anew(&mut self) -> Result<(), BenchError> {
+        self.note_outages();
+        self.holdings = Holdings::default();
+        self.handler = connect(&self.config, self.args.outages)?;
+        self.resumes = 0;
+        self.session += 1;
+        self.log.counts().sessions_ended += 1;
+        Ok(())
+    }
+
     /// Takes note of a time without the server.
     fn note_outages(&mut self) {
         if self.args.outages {
@@ -150,6 +165,7 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// Ends in one of the ways in which clients end that are not killed.
     fn finish(mut self) -> Result<(), BenchError> {
         self.audit()?;
         let guards = (0..2).filter_map(|_| self.acquire_any().transpose()).collect::<Result<Vec<_>, _>>()?;

@@ -235,6 +235,22 @@ fn regions_are_there_after_a_restart_and_nothing_besides() {
 }
 
 #[test]
+fn what_clients_still_map_keeps_no_server_out() {
+    for place in Place::all() {
+        let memory = place.open();
+        let region = region(1, 0, 2 * MIB);
+        memory.maker(&region)().unwrap();
+        let mut written = map_region(&memory, &region, true).unwrap();
+        let read = memory.open_region(region.pool, region.id, false).unwrap();
+        drop(memory);
+        let memory = place.open();
+        written.fill(0x5A);
+        assert!(map_region(&memory, &region, true).unwrap().iter().all(|byte| *byte == 0x5A));
+        drop(read);
+    }
+}
+
+#[test]
 fn a_region_whose_memory_is_not_as_it_was_is_refused() {
     for place in Place::all().into_iter().filter(|place| place.kind != PoolKind::DevDax) {
         let memory = place.open();

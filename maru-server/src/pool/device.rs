@@ -28,7 +28,10 @@ pub(super) struct DevicePool {
     granularity: u64,
     coherence: PoolCoherence,
     header: HeaderArea,
-    /// What owners map, and what is locked.
+    /// What is locked. It is handed to nobody: a lock lasts until the last of its file's mappings is gone, and clients' mappings
+    /// outlast a server.
+    _locked: File,
+    /// What owners map.
     writable: File,
     /// What everybody else maps.
     read_only: File,
@@ -49,6 +52,7 @@ impl DevicePool {
         }
         let device = Device::open(&path).map_err(failed)?;
         device.lock(&path)?;
+        let writable = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
         let read_only = File::open(&path).map_err(failed)?;
         let shape = device.shape;
         if shape.size < shape.least_size() {
@@ -76,7 +80,17 @@ impl DevicePool {
         let (uuid, incarnation) = (identity.uuid, identity.incarnation);
         let (coherence, node) = (plan.coherence, device.shape.node);
         info!(pool = %path.display(), size = %ByteSize(size), %uuid, incarnation, coherence = coherence.name(), node, "the pool is ready");
-        Ok(DevicePool { path: text, size, granularity, coherence, header, writable: device.file, read_only })
+        let locked = device.file;
+        Ok(DevicePool {
+            path: text,
+            size,
+            granularity,
+            coherence,
+            header,
+            _locked: locked,
+            writable,
+            read_only,
+        })
     }
 }
 

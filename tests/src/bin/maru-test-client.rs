@@ -141,6 +141,9 @@ impl Client {
 
 /// What came of a checked read; a wrong byte is nothing that a client could go on after.
 fn read(key: &str, chunk: &ChunkRef) -> &'static str {
+    let mut copy = vec![0; chunk.len()];
+    let copied = chunk.copy_to(&mut copy);
+    assert!(copied.is_err() || is_intact(key, &copy), "wrong bytes copied of {key}");
     match chunk.read(|bytes| is_intact(key, bytes)) {
         Ok(intact) => {
             assert!(intact, "wrong bytes under {key}");
@@ -169,6 +172,7 @@ fn connect(config: &ClientConfig) -> Result<MaruHandler, Error> {
         .stay_on_tcp(config.stay_on_tcp)
         .report_stats(config.report_stats)
         .auth_token(config.auth_token.as_str())
+        .device_map(config.device_map.parse()?)
         .timeout(config.timeout)
         .checksum(config.checksum)
         .write_back(config.write_back)
