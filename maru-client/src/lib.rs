@@ -48,8 +48,8 @@ pub use handler::{
 };
 pub use key::AsKey;
 pub use maru_proto::{
-    CacheLines, ClientOperation, EntryRecord, HeldPinsRecord, KeyDigest, Opcode, PoolRecord, PoolUuid,
-    RecordStatus, RegionRecord, ServerRecord, StatKind, UsageRecord, VersionRange,
+    CacheLines, ClientOperation, EntryRecord, HeldPinsRecord, KeyDigest, Opcode, PoolCoherence, PoolKind,
+    PoolRecord, PoolUuid, RecordStatus, RegionRecord, ServerRecord, StatKind, UsageRecord, VersionRange,
 };
 pub use memory::{DeviceMap, RegionMemory, copy_nontemporal};
 pub use page::{PageLocation, PageMut};

@@ -6,7 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use maru_client::{
-    Address, Config, DeviceMap, Error, KeyDigest, MaruHandler, PageLocation, PageMut, PoolUuid, StatKind,
+    Address, Config, DeviceMap, Error, KeyDigest, MaruHandler, PageLocation, PageMut, PoolKind, PoolUuid,
+    StatKind,
 };
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyKeyError, PyRuntimeError, PyValueError};
@@ -392,12 +393,13 @@ impl Client {
         each.collect()
     }
 
-    /// The pools: path, bytes, free bytes, granularity.
-    fn pools(&self, py: Python<'_>) -> PyResult<Vec<(String, u64, u64, u64)>> {
+    /// The pools: path, whether it is a device, bytes, free bytes, granularity.
+    fn pools(&self, py: Python<'_>) -> PyResult<Vec<(String, bool, u64, u64, u64)>> {
         let pools = value(py.detach(|| self.handler.pools()))?;
         let each = pools.iter().map(|pool| {
             let path = pool.path().unwrap_or_default().to_owned();
-            (path, pool.size.get(), pool.free.get(), pool.granularity.get())
+            let is_device = pool.kind.get() == PoolKind::DevDax as u32;
+            (path, is_device, pool.size.get(), pool.free.get(), pool.granularity.get())
         });
         Ok(each.collect())
     }

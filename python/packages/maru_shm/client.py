@@ -59,8 +59,8 @@ class MaruShmClient:
                 device_map={},
             )
         return [
-            MaruPoolInfo(path, DaxType.FS_DAX, size, free, granularity)
-            for path, size, free, granularity in self._client.pools()
+            MaruPoolInfo(path, DaxType.DEV_DAX if is_device else DaxType.FS_DAX, size, free, granularity)
+            for path, is_device, size, free, granularity in self._client.pools()
         ]
 
     def close(self) -> None:
