@@ -27,6 +27,9 @@ type Handle<'py> = (u32, u32, usize, Option<Bound<'py, PyAny>>);
 /// A page in Python: a view of its first bytes, its region, its index.
 type PageView<'py> = (Bound<'py, PyMemoryView>, u32, u32);
 
+/// A pool in Python: path, whether it is a device, bytes, free bytes, granularity.
+type Pool = (String, bool, u64, u64, u64);
+
 /// Pages are multiples of this many bytes.
 const PAGE_UNIT: usize = 4096;
 
@@ -393,8 +396,8 @@ impl Client {
         each.collect()
     }
 
-    /// The pools: path, whether it is a device, bytes, free bytes, granularity.
-    fn pools(&self, py: Python<'_>) -> PyResult<Vec<(String, bool, u64, u64, u64)>> {
+    /// The pools.
+    fn pools(&self, py: Python<'_>) -> PyResult<Vec<Pool>> {
         let pools = value(py.detach(|| self.handler.pools()))?;
         let each = pools.iter().map(|pool| {
             let path = pool.path().unwrap_or_default().to_owned();
