@@ -129,6 +129,29 @@ fn hosts_whose_cables_are_pulled_break_no_promise() {
 }
 
 #[test]
+fn whoever_is_cut_off_for_longer_than_its_session_lasts_reads_no_wrong_byte() {
+    if let Err(error) = Network::new() {
+        eprintln!("skipped: {error}");
+        return;
+    }
+    let folders = Folders::new();
+    let flaps = ["--hosts", "2", "--flap-link", "500ms", "--flap-max", "3s", "--kill-every", "2s"];
+    for memory in ["folder", "not-coherent"] {
+        let arguments = ["--duration", "8s", "--processes", "4", "--memory", memory, "--json", "result.json"];
+        let output = folders.torture(&[&flaps[..], &arguments].concat()).output().unwrap();
+        let json = fs::read_to_string(folders.files.path().join("result.json")).unwrap();
+        assert!(output.status.success(), "{}: {json}", stderr(&output));
+        let json = serde_json::from_str::<Value>(&json).unwrap();
+        for promise in ["wrong_bytes", "leaked_pins", "leaked_pages", "lost_acknowledged"] {
+            assert_eq!(json[promise], 0, "{promise}");
+        }
+        assert!(json["sessions_ended"].as_u64().unwrap() > 0, "{json}");
+        assert!(json["outcomes"]["read"]["revoked"].as_u64().unwrap() > 0, "{json}");
+        assert!(folders.pool_is_empty());
+    }
+}
+
+#[test]
 fn clients_do_not_outlive_a_supervisor_that_is_killed() {
     let folders = Folders::new();
     let mut run =

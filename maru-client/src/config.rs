@@ -201,8 +201,8 @@ impl Config {
         self
     }
 
-    /// How long a request may take. Default: 5 s. A request for a region has a second more for every 256 MiB, which
-    /// the server clears.
+    /// How long a request may take. Default: 5 s. A request for a region has a minute where that is more: its memory may have to
+    /// be made first.
     pub fn timeout(mut self, timeout: Duration) -> Config {
         self.timeout = timeout;
         self

@@ -142,7 +142,7 @@ pub(crate) struct Link {
     /// The connection of those who await, opened when the first does.
     pipelined: OnceLock<Pipelined>,
     opening: Mutex<()>,
-    control: Option<Control>,
+    control: Control,
     terms: Terms,
     backlog: Arc<dyn Backlog>,
 }
@@ -152,10 +152,7 @@ impl Link {
     pub(crate) fn new(terms: &Terms, number: u32, stream: Stream, backlog: Arc<dyn Backlog>) -> Result<Link> {
         let (timeout, max_body) = (terms.config.timeout, terms.max_body);
         let connection = Connection::new(stream, timeout, max_body, Arc::clone(&backlog))?;
-        let control = match &terms.address {
-            Address::Unix(path) => Some(Control::new(path.clone(), terms.hello, timeout)),
-            Address::Tcp(_) | Address::Tls(_) => None,
-        };
+        let control = Control::new(terms.address.clone(), terms.config.tls.clone(), terms.hello, timeout);
         Ok(Link {
             number,
             connection,
@@ -199,11 +196,10 @@ impl Link {
         Pipelined::new(stream, config.timeout, *max_body, Arc::clone(&self.backlog))
     }
 
-    /// Asks on the connection for regions, where there is one: not on TCP. What it can't do ends the other connections as
-    /// well: whether there is a region that nobody knows of is found out as the session goes on.
-    pub(crate) fn by_control<T>(&self, ask: impl FnOnce(&Control) -> Result<T>) -> Option<Result<T>> {
-        let asked = ask(self.control.as_ref()?);
-        Some(asked.map_err(|error| {
+    /// Asks on the connection for regions. What it can't do ends the other connections as well: whether there is a region that
+    /// nobody knows of is found out as the session goes on.
+    pub(crate) fn by_control<T>(&self, ask: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
+        ask(&self.control).map_err(|error| {
             let nothing_was_asked = matches!(error, Error::Connect { .. }) && error.is_of_this_process();
             if matches!(error, Error::Refused { .. }) || nothing_was_asked {
                 return error;
@@ -214,7 +210,7 @@ impl Link {
                 error if error.is_of_this_process() => error,
                 _ => Error::ConnectionLost,
             }
-        }))
+        })
     }
 
     /// Whether a connection is lost, and the session has to go on on others.
@@ -229,9 +225,7 @@ impl Link {
         if let Some(pipelined) = self.pipelined.get() {
             pipelined.shut();
         }
-        if let Some(control) = &self.control {
-            control.shut();
-        }
+        self.control.shut();
     }
 
     /// Whether the server may be on another host.

@@ -364,22 +364,15 @@ impl Shared {
                 reserved: 0.into(),
             })
         };
-        let any_pool = request(RequestAllocRequest::ANY_POOL);
-        let (record, file) = match link.by_control(|control| control.request_alloc(&any_pool)) {
-            Some(described) => described?,
-            None => {
-                let asked = self.alloc_where_pools_are(link, request).inspect_err(|error| {
-                    // Whether there is a region that nobody knows of is found out as the session goes on.
-                    if matches!(error, Error::Timeout { .. }) {
-                        link.shut();
-                    }
-                });
-                let record = asked?;
-                // Of no use without its memory.
-                let file = self.local_pool(&record).and_then(|pool| pool.open(&record, true));
-                let file = file.inspect_err(|_| self.return_region(record.region_id.get()))?;
-                (record, file)
-            }
+        let (record, file) = if link.is_remote() {
+            let record = self.alloc_where_pools_are(link, request)?;
+            // Of no use without its memory.
+            let file = self.local_pool(&record).and_then(|pool| pool.open(&record, true));
+            let file = file.inspect_err(|_| self.return_region(record.region_id.get()))?;
+            (record, file)
+        } else {
+            let any_pool = request(RequestAllocRequest::ANY_POOL);
+            link.by_control(|control| control.request_memory(&any_pool))?
         };
         let region_id = record.region_id.get();
         let access = Access::ReadWrite { prefault: self.config.prefault };
@@ -398,15 +391,16 @@ impl Shared {
         link: &Link,
         request: impl Fn(u32) -> RequestAlloc,
     ) -> Result<RegionRecord> {
+        let ask = |pool_id| link.by_control(|control| control.request_alloc(&request(pool_id)));
         let found = self.known_pools()?.into_iter().map(|pool| (self.find_pool(&pool), pool.pool_id.get()));
         let (here, elsewhere): (Vec<_>, Vec<_>) = found.partition(|(found, _)| found.is_ok());
         if elsewhere.is_empty() {
-            return link.connection.answer_to(&request(RequestAllocRequest::ANY_POOL));
+            return ask(RequestAllocRequest::ANY_POOL);
         }
         let mut refused =
             elsewhere.into_iter().find_map(|(found, _)| found.err()).unwrap_or(Error::PoolExhausted);
         for (_, pool_id) in here {
-            match link.connection.answer_to(&request(pool_id)) {
+            match ask(pool_id) {
                 Err(error @ Error::Refused { status: FrameStatus::NoSpace, .. }) => refused = error,
                 answered => return answered,
             }
@@ -447,12 +441,14 @@ impl Shared {
             self.prune()?;
         }
         let request = GetRegion(GetRegionRequest { region_id: region_id.into(), reserved: 0.into() });
-        let described = match self.link().by_control(|control| control.get_region(&request)) {
-            Some(described) => described,
-            None => self.ask(&request).and_then(|record| {
+        let link = self.link();
+        let described = if link.is_remote() {
+            self.ask(&request).and_then(|record| {
                 let file = self.local_pool(&record)?.open(&record, false)?;
                 Ok((record, file))
-            }),
+            })
+        } else {
+            link.by_control(|control| control.get_memory(&request))
         };
         match described {
             Ok((record, file)) => {

@@ -210,7 +210,7 @@ fn memory_of_the_servers_host_is_refused_to_other_hosts() {
     let (mut near, mut far) = (neighbour(&cluster, "near"), cluster.connect(&cluster.host("other"), "far"));
     assert_eq!(near.each(Command::Store(keys("near", 3), PAGE)), ["stored"; 3]);
     let said = refused_memory(&mut far);
-    assert!(said.contains("memory of the server's host; hosts share fsdax and devdax pools"), "{said}");
+    assert!(said.contains("memory of the server's host") && said.contains("fsdax and devdax"), "{said}");
     assert_eq!(far.count(Command::Read(keys("near", 3))), 0);
     assert_eq!(near.stats().regions, 1);
 }

@@ -10,11 +10,13 @@ mod counts;
 mod holdings;
 mod inspector;
 mod key;
+mod look;
 mod operations;
 mod protocol;
 mod report;
 mod site;
 mod supervisor;
+mod watcher;
 mod worker;
 
 pub(crate) use key::PRIVATE;

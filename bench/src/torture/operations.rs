@@ -4,9 +4,7 @@ use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use maru_client::{
-    Deleted, Error, MaruHandler, PageMut, Pending, Pinned, Revocation, StatKind, Stored, Unpinned,
-};
+use maru_client::{Deleted, Error, MaruHandler, PageMut, Pending, Pinned, StatKind, Stored, Unpinned};
 use maru_proto::{FrameStatus, Opcode};
 use pollster::block_on;
 
@@ -14,6 +12,7 @@ use super::counts::{Operation, Outcome};
 use super::holdings::Guard;
 use super::key::{CHAIN, Key, PRIVATE};
 use super::protocol::{Message, Private};
+use super::watcher::Watcher;
 use super::worker::{OUTAGE_LIMIT, Worker};
 use crate::error::BenchError;
 
@@ -73,6 +72,11 @@ impl Worker<'_> {
     /// Keeps a guard of a session for later, or a part of it, or lets go of it.
     fn hold(&mut self, guard: Guard, session: u64) {
         let random = self.random.next();
+        if let Some(watcher) = &self.watcher
+            && let Some((key, chunk)) = guard.chunks().pop()
+        {
+            watcher.watch(key, chunk);
+        }
         match guard {
             _ if session != self.session => {}
             Guard::Prefix(keys, prefix) if !keys.is_empty() && self.one_in(3) => {
@@ -488,6 +492,7 @@ impl Worker<'_> {
         for guard in self.holdings.take_guards() {
             self.verify(&guard, "under a guard, before an audit")?;
         }
+        self.watcher.iter().for_each(Watcher::forget);
         let (mut session, mut began) = (self.session, Instant::now());
         loop {
             if self.session != session {
@@ -530,39 +535,12 @@ impl Worker<'_> {
     /// Reads every byte that a guard holds, in any of the ways that say whether it was good all the while.
     pub(super) fn verify(&mut self, guard: &Guard, when: &str) -> Result<(), BenchError> {
         for (key, chunk) in guard.chunks() {
-            let wrong = |bytes: &[u8]| key.wrong_bytes(self.args.chunk_size, bytes);
-            let read = if self.random.next().is_multiple_of(2) {
-                let mut copy = vec![0; chunk.len()];
-                chunk.copy_to(&mut copy).map(|()| wrong(&copy))
-            } else {
-                chunk.read(wrong)
-            };
-            let wrong = match read {
-                Ok(wrong) => wrong,
-                Err(error) => {
-                    self.revoked(key, &error, when)?;
-                    continue;
-                }
-            };
-            self.log.add(Operation::Read, Outcome::Done, 1);
-            self.log.counts().verified_bytes += chunk.len() as u64;
-            if wrong > 0 {
-                self.log.counts().wrong_bytes += wrong;
-                let text = format!("{wrong} of {} bytes of {key} were wrong {when}", chunk.len());
-                self.log.broken(text)?;
+            let copied = self.one_in(2);
+            if let Some(broken) = self.expected.look(key, &chunk, copied, self.log.counts()) {
+                self.log.broken(format!("{broken} {when}"))?;
             }
         }
         Ok(())
-    }
-
-    /// A chunk could not be read. That may be so while the server is not heard from, and once it has ended the session.
-    fn revoked(&mut self, key: Key, error: &Error, when: &str) -> Result<(), BenchError> {
-        self.log.add(Operation::Read, Outcome::Revoked, 1);
-        match error {
-            Error::Revoked(Revocation::InDoubt) => Ok(()),
-            Error::Revoked(Revocation::Released) if self.args.sessions_end => Ok(()),
-            error => self.log.lost(format!("the pin of {key} was lost {when}: {error}")),
-        }
     }
 
     /// A key turned out not to be there, which must not be where this client has a pin on it.

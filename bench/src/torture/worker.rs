@@ -13,8 +13,10 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use super::counts::{Counts, Operation, Outcome};
 use super::holdings::Holdings;
 use super::key::CHAIN;
+use super::look::Expected;
 use super::protocol::{Message, Orders, Private};
 use super::site::TOKEN;
+use super::watcher::Watcher;
 use crate::cli::TortureClientArgs;
 use crate::error::BenchError;
 use crate::lines::{receive, send};
@@ -68,6 +70,7 @@ fn work(args: &TortureClientArgs, log: &mut Log) -> Result<(), BenchError> {
     while !told_to_end.load(Ordering::Relaxed) {
         worker.step()?;
         worker.note_outages();
+        worker.note_what_was_watched()?;
         worker.log.flush_if_due()?;
     }
     worker.finish()
@@ -81,6 +84,9 @@ pub(super) struct Worker<'a> {
     config: Config,
     /// Sessions before this one, which the server has ended.
     pub(super) session: u64,
+    pub(super) expected: Expected,
+    /// Reads on while this waits for a server that may never come back to the session.
+    pub(super) watcher: Option<Watcher>,
     /// How often the session went on, as far as was told.
     resumes: u64,
     pub(super) random: Random,
@@ -108,11 +114,14 @@ impl<'a> Worker<'a> {
             // So that this, too, goes on whatever is killed.
             .report_stats(true);
         let chains = u64::from(args.keys) / CHAIN;
+        let expected = Expected { page: args.chunk_size, sessions_end: args.sessions_end };
         Ok(Worker {
             args,
             handler: connect(&config, args.outages)?,
             config,
             session: 0,
+            expected,
+            watcher: args.sessions_end.then(|| Watcher::start(expected)),
             resumes: 0,
             random: Random::new(args.seed),
             chains: Sampler::new(Distribution::Zipf(SKEW), chains, !args.seed),
@@ -145,6 +154,9 @@ impl<'a> Worker<'a> {
     /// Begins another session, where the server has ended this one: what was held is gone.
     pub(super) fn begin_anew(&mut self) -> Result<(), BenchError> {
         self.note_outages();
+        for guard in self.holdings.take_guards() {
+            self.verify(&guard, "under a guard of a session that has ended")?;
+        }
         self.holdings = Holdings::default();
         self.handler = connect(&self.config, self.args.outages)?;
         self.resumes = 0;
@@ -165,6 +177,14 @@ impl<'a> Worker<'a> {
         }
     }
 
+    fn note_what_was_watched(&mut self) -> Result<(), BenchError> {
+        let seen = self.watcher.as_ref().map(Watcher::seen).unwrap_or_default();
+        self.log.counts().merge(&seen.counts);
+        seen.broken.into_iter().try_for_each(|broken| {
+            self.log.broken(format!("{broken} while the client may have been out of the server's reach"))
+        })
+    }
+
     /// Ends in one of the ways in which clients end that are not killed.
     fn finish(mut self) -> Result<(), BenchError> {
         self.audit()?;
@@ -175,6 +195,7 @@ impl<'a> Worker<'a> {
         for guard in &guards {
             self.verify(guard, "at the end")?;
         }
+        self.note_what_was_watched()?;
         self.log.flush()
     }
 

@@ -1,12 +1,11 @@
-//! Where the memory of regions comes from: descriptors on a connection of their own, or files by path.
+//! Where regions come from: a connection of its own, on which a request may take long and keeps nobody waiting. On a Unix socket
+//! descriptors of their memory come along.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,8 +16,9 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFl
 use super::output::push_request;
 use super::request::{GetRegion, Hello, Request, RequestAlloc, decode_answer};
 use super::slots::RequestId;
-use super::stream::{Stream, connect_unix};
+use super::stream::Stream;
 use super::tls::is_alert;
+use crate::config::{Address, TlsFiles};
 use crate::error::{Error, ProtocolError, Result};
 use crate::sync::lock;
 
@@ -27,9 +27,11 @@ const LEAST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes that the body of an answer about a session or a region may have.
 const LONGEST_ANSWER: u32 = 4096;
 
-/// A connection whose answers about regions carry descriptors, opened when it is first needed.
+/// A connection to ask for regions on, opened when it is first needed. On TCP it is opened for each: a network may forget one that
+/// nothing is said on.
 pub(crate) struct Control {
-    path: PathBuf,
+    address: Address,
+    tls: TlsFiles,
     hello: HelloRequest,
     timeout: Duration,
     /// Held by the one who asks.
@@ -39,17 +41,25 @@ pub(crate) struct Control {
 
 #[derive(Default)]
 struct State {
-    stream: Option<Arc<UnixStream>>,
+    stream: Option<Arc<Stream>>,
     /// The session goes on without this connection, and must not learn of regions by it.
     is_shut: bool,
 }
 
 impl Control {
-    /// A control connection of a session to a Unix socket.
-    pub(crate) fn new(path: PathBuf, mut hello: HelloRequest, timeout: Duration) -> Control {
-        hello.kind = ConnectionKind::Control as u8;
+    /// A connection of a session, which it joins.
+    pub(crate) fn new(
+        address: Address,
+        tls: TlsFiles,
+        mut hello: HelloRequest,
+        timeout: Duration,
+    ) -> Control {
+        if matches!(address, Address::Unix(_)) {
+            hello.kind = ConnectionKind::Control as u8;
+        }
         Control {
-            path,
+            address,
+            tls,
             hello,
             timeout: timeout.max(LEAST_TIMEOUT),
             turn: Mutex::default(),
@@ -62,22 +72,32 @@ impl Control {
         let mut state = lock(&self.state);
         state.is_shut = true;
         if let Some(stream) = state.stream.take() {
-            // An error says that the server was faster.
-            let _ = stream.shutdown(Shutdown::Both);
+            stream.shutdown();
         }
     }
 
-    /// Asks for a region.
-    pub(crate) fn request_alloc(&self, request: &RequestAlloc) -> Result<(RegionRecord, File)> {
-        self.region(request)
+    /// Asks for a region, the memory of which is then to be found on this host.
+    pub(crate) fn request_alloc(&self, request: &RequestAlloc) -> Result<RegionRecord> {
+        self.ask(request).map(|(region, _)| region)
     }
 
-    /// Asks for a region that somebody has.
-    pub(crate) fn get_region(&self, request: &GetRegion) -> Result<(RegionRecord, File)> {
-        self.region(request)
+    /// Asks for a region and a descriptor of its memory, on a Unix socket.
+    pub(crate) fn request_memory(&self, request: &RequestAlloc) -> Result<(RegionRecord, File)> {
+        self.memory(request)
     }
 
-    fn region<R: Request<Response = RegionRecord>>(&self, request: &R) -> Result<(RegionRecord, File)> {
+    /// Asks for a region that somebody has and a descriptor of its memory, on a Unix socket.
+    pub(crate) fn get_memory(&self, request: &GetRegion) -> Result<(RegionRecord, File)> {
+        self.memory(request)
+    }
+
+    fn memory<R: Request<Response = RegionRecord>>(&self, request: &R) -> Result<(RegionRecord, File)> {
+        let (region, descriptor) = self.ask(request)?;
+        let descriptor = descriptor.ok_or(ProtocolError::MissingDescriptor(region.region_id.get()))?;
+        Ok((region, File::from(descriptor)))
+    }
+
+    fn ask<R: Request>(&self, request: &R) -> Result<(R::Response, Option<OwnedFd>)> {
         let _turn = lock(&self.turn);
         let known = lock(&self.state).stream.clone();
         let stream = match known {
@@ -85,17 +105,16 @@ impl Control {
             None => self.open()?,
         };
         let exchanged = exchange_control(&stream, request, self.timeout);
-        if !matches!(exchanged, Ok(_) | Err(Error::Refused { .. })) {
+        let is_answered = matches!(exchanged, Ok(_) | Err(Error::Refused { .. }));
+        if !is_answered || !matches!(*stream, Stream::Unix(_)) {
             // With an answer under way the connection is of no use: the next request opens another.
             lock(&self.state).stream = None;
         }
-        let (region, descriptor) = exchanged?;
-        let descriptor = descriptor.ok_or(ProtocolError::MissingDescriptor(region.region_id.get()))?;
-        Ok((region, File::from(descriptor)))
+        exchanged
     }
 
-    fn open(&self) -> Result<Arc<UnixStream>> {
-        let stream = Arc::new(connect_unix(&self.path)?);
+    fn open(&self) -> Result<Arc<Stream>> {
+        let stream = Arc::new(Stream::connect(&self.address, &self.tls)?);
         {
             let mut state = lock(&self.state);
             if state.is_shut {
@@ -143,31 +162,37 @@ pub(crate) fn exchange_first<R: Request>(
 
 /// One request and its answer on a control connection, with the descriptor that came along.
 fn exchange_control<R: Request>(
-    stream: &UnixStream,
+    stream: &Stream,
     request: &R,
     timeout: Duration,
 ) -> Result<(R::Response, Option<OwnedFd>)> {
     let failed = |source| Error::Io { what: "ask the server for a region", source };
     let deadline = Instant::now() + timeout;
-    stream.set_write_timeout(Some(timeout)).map_err(failed)?;
+    stream.set_timeouts(timeout, timeout)?;
     let mut descriptor = None;
     let answer = exchange(
         request,
-        |bytes| io::Write::write_all(&mut &*stream, bytes).map_err(|_| Error::ConnectionLost),
+        |bytes| stream.write_all(bytes).map_err(|_| Error::ConnectionLost),
         |buffer| {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Error::Timeout { operation: request.opcode(), timeout });
             }
-            stream.set_read_timeout(Some(left)).map_err(failed)?;
-            match receive(stream, buffer) {
+            stream.set_timeouts(left, timeout)?;
+            let received = match stream {
+                Stream::Unix(stream) => receive(stream, buffer).map_err(io::Error::from),
+                Stream::Tcp(_) | Stream::Tls(_) => stream.read(buffer).map(|read| (read, None)),
+            };
+            match received {
                 Ok((0, _)) => Err(Error::ConnectionLost),
                 Ok((read, received)) => {
                     descriptor = received.or(descriptor.take());
                     Ok(read)
                 }
-                Err(Errno::INTR | Errno::AGAIN) => Ok(0),
-                Err(error) => Err(failed(error.into())),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Ok(0),
+                    _ => Err(failed(error)),
+                },
             }
         },
     )?;

@@ -11,8 +11,9 @@ use super::tls::TlsStream;
 use crate::config::{Address, TlsFiles};
 use crate::error::{Error, Result};
 
-/// How long what was sent over TCP may stay unacknowledged before the connection counts as lost.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+/// How long what was sent over TCP may stay unacknowledged before the connection counts as lost. TCP itself tries again ever more
+/// seldom, so that a new connection finds a network that is back much sooner.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
 
 /// How long an address may take to answer at all. A session that looks for its server by TCP, because its Unix socket is gone
 /// for a moment, looks at the socket again only after that.
