@@ -16,7 +16,7 @@ use crate::calls::CallTimes;
 use crate::config::Config;
 use crate::error::{Error, ProtocolError, Result};
 use crate::handler::Announcements;
-use crate::lease::Lease;
+use crate::lease::{self, Lease};
 use crate::maintenance::Bell;
 use crate::memory::{Access, Coherence, LocalPool, OwnPages, Region, Regions};
 use crate::page::PageLocation;
@@ -317,6 +317,13 @@ impl Shared {
         // After a sleep of the host the thread does not know how late it is.
         self.bell.ring();
         false
+    }
+
+    /// Whether the memory of this instance is certain to be its own. A page is written to without a word to the server, which gives
+    /// the memory of a session that has ended to others. On its own host it sees that whoever is connected is alive.
+    pub(crate) fn has_its_memory(&self) -> bool {
+        let is_remote = self.link.read().unwrap_or_else(PoisonError::into_inner).is_remote();
+        !is_remote || self.lease.holds(lease::now())
     }
 
     /// Requests that were sent and wanted an answer.
