@@ -16,7 +16,7 @@ use crate::calls::CallTimes;
 use crate::config::Config;
 use crate::error::{Error, ProtocolError, Result};
 use crate::handler::Announcements;
-use crate::lease::{self, Lease};
+use crate::lease::Lease;
 use crate::maintenance::Bell;
 use crate::memory::{Access, Coherence, LocalPool, OwnPages, Region, Regions};
 use crate::page::PageLocation;
@@ -323,7 +323,7 @@ impl Shared {
     /// the memory of a session that has ended to others. On its own host it sees that whoever is connected is alive.
     pub(crate) fn has_its_memory(&self) -> bool {
         let is_remote = self.link.read().unwrap_or_else(PoisonError::into_inner).is_remote();
-        !is_remote || self.lease.holds(lease::now())
+        !is_remote || self.lease.holds(crate::lease::now())
     }
 
     /// Requests that were sent and wanted an answer.
