@@ -201,7 +201,12 @@ impl Link {
     pub(crate) fn by_control<T>(&self, ask: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
         ask(&self.control).map_err(|error| {
             let nothing_was_asked = matches!(error, Error::Connect { .. }) && error.is_of_this_process();
-            if matches!(error, Error::Refused { .. }) || nothing_was_asked {
+            // That the session has ended is told as it tries to go on.
+            let is_unknown = matches!(
+                error,
+                Error::Refused { operation: Opcode::Hello, status: FrameStatus::Unauthorized }
+            );
+            if matches!(error, Error::Refused { .. }) && !is_unknown || nothing_was_asked {
                 return error;
             }
             self.shut();

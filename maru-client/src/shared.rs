@@ -320,6 +320,13 @@ impl Shared {
         false
     }
 
+    /// Whether the memory of this instance is certain to be its own. A page is written to without a word to the server, which gives
+    /// the memory of a session that has ended to others. On its own host it sees that whoever is connected is alive.
+    pub(crate) fn has_its_memory(&self) -> bool {
+        let is_remote = self.link.read().unwrap_or_else(PoisonError::into_inner).is_remote();
+        !is_remote || self.lease.holds(crate::lease::now())
+    }
+
     /// Requests that were sent and wanted an answer.
     pub(crate) fn rpcs(&self) -> u64 {
         self.before.0.load(Ordering::Relaxed) + self.link().rpcs()

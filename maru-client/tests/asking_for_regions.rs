@@ -6,7 +6,7 @@ mod common;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{answer, found, greet, request};
 use maru_client::{Address, Config, Error, MaruHandler};
@@ -34,6 +34,33 @@ fn serve(mut stream: TcpStream) {
             Some(Opcode::ListPools) => answer::<PoolRecord>(&mut stream, &asked, FrameStatus::Ok, &[]),
             _ => answer::<PoolRecord>(&mut stream, &asked, FrameStatus::NoSpace, &[]),
         }
+    }
+}
+
+/// What was cut off for longer than the session lasts may well begin with a page.
+#[test]
+fn of_a_server_that_has_ended_the_session_says_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = Address::Tcp(listener.local_addr().unwrap().to_string());
+    std::thread::spawn(move || {
+        let data = accept(&listener);
+        std::thread::spawn(|| serve(data));
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let hello = request(&mut stream, &mut Vec::new());
+            assert_eq!(hello.opcode, Opcode::Hello as u8);
+            answer::<PoolRecord>(&mut stream, &hello, FrameStatus::Unauthorized, &[]);
+        }
+    });
+    let config = Config::new().address(address).stay_on_tcp(true).page_size(4096).region_size(4096);
+    let handler = MaruHandler::connect(config).unwrap();
+    let began = Instant::now();
+    loop {
+        match handler.alloc(4096).map(drop).unwrap_err() {
+            Error::SessionEnded => break,
+            error => assert!(matches!(error, Error::ConnectionLost), "{error}"),
+        }
+        assert!(began.elapsed() < PATIENCE, "nobody says that the session has ended");
     }
 }
 

@@ -245,6 +245,25 @@ fn a_server_that_is_restarted_with_a_shorter_grace_period_waits_for_the_readers_
     overwrite(&owner, "chunk", "other");
 }
 
+/// Others may have its memory by now, and a page is written to without a word to the server.
+#[test]
+fn no_page_is_handed_out_that_may_be_somebody_elses_by_now() {
+    let (server, proxy, owner) = across_a_network(&["--grace", "500ms"]);
+    let address = format!("tcp://{}", proxy.address()).parse().unwrap();
+    let impatient = config(&server).address(address).stay_on_tcp(true).timeout(Duration::from_millis(200));
+    let writer = MaruHandler::connect(impatient).unwrap();
+    assert_eq!(store(&writer, "chunk").unwrap(), Stored::Stored);
+    assert!(writer.client_stats().free_pages > 0);
+    drop(writer.alloc(PAGE).unwrap());
+    proxy.part();
+    wait_until("its session has ended", || stat(&owner, StatKind::Instances) == 1);
+    assert!(writer.alloc(PAGE).is_err());
+    assert!(block_on(writer.alloc_async(PAGE)).is_err());
+    proxy.heal();
+    wait_until("it is told", || matches!(writer.alloc(PAGE), Err(Error::SessionEnded)));
+    assert_eq!(store(&across(&server, &proxy), "other").unwrap(), Stored::Stored);
+}
+
 #[test]
 fn guards_that_nobody_uses_stay_good_as_long_as_the_server_is_there() {
     let (server, proxy, owner) = across_a_network(&["--grace", "1s"]);

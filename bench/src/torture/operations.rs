@@ -557,10 +557,14 @@ impl Worker<'_> {
         operation: Operation,
         call: impl Fn(&MaruHandler) -> Result<T, Error>,
     ) -> Result<T, BenchError> {
-        let began = Instant::now();
+        let (mut session, mut began) = (self.session, Instant::now());
         loop {
             if let Some(answer) = self.attempt(operation, &call)? {
                 return Ok(answer);
+            }
+            if self.session != session {
+                // It was reached just now.
+                (session, began) = (self.session, Instant::now());
             }
             if began.elapsed() > OUTAGE_LIMIT {
                 return Err(failed(operation)(Error::ConnectionLost));

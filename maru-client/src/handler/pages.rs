@@ -10,7 +10,7 @@ use super::{MaruHandler, RegionAdded};
 use crate::error::{Error, Result};
 use crate::memory::{Claim, RegionMemory, prefault};
 use crate::page::{PageLocation, PageMut};
-use crate::rpc::request::Reclaim;
+use crate::rpc::request::{Heartbeat, Reclaim};
 use crate::session::Link;
 use crate::shared::retry;
 use crate::sync::lock;
@@ -26,6 +26,9 @@ impl MaruHandler {
     /// A page to write a chunk of `length` bytes into. No request is needed while own pages are free; otherwise pages are
     /// taken back that others freed, then another region is asked for where `auto_expand` allows, then cold entries of
     /// this instance that nobody has pinned make room. The lowest free page comes first.
+    ///
+    /// From another host the server is asked as well where it was not heard from for most of its grace period. A page that is
+    /// written to for longer than a quarter of that, while the server is out of reach, may be another's by then.
     ///
     /// # Errors
     /// [`Error::PageTooLarge`], [`Error::PoolExhausted`] when none of this helps, as with everything pinned; it never
@@ -56,12 +59,15 @@ impl MaruHandler {
         if length > page_size {
             return Err(Error::PageTooLarge { requested: length, page_size });
         }
-        let claim = self.shared.own.take();
+        let claim = if self.shared.has_its_memory() { self.shared.own.take() } else { None };
         Ok(claim.map(|claim| PageMut::new(Arc::clone(&self.shared), claim, length)))
     }
 
     fn more_pages(&self, link: &Link) -> Result<Claim> {
         let own = &self.shared.own;
+        if !own.is_empty() && !self.shared.has_its_memory() {
+            link.connection.answer_to(&Heartbeat([]))?;
+        }
         let mut full_since = lock(&self.shared.expanding);
         // Another thread may have got some while this one waited.
         if let Some(claim) = own.take() {
