@@ -70,7 +70,7 @@ fn assert_both_are_served(near: &mut ClientProcess, far: &mut ClientProcess) {
 /// What a client on another host is told that stores a chunk and can't have memory for it.
 fn refused_memory(far: &mut ClientProcess) -> String {
     let said = far.each(Command::Store(keys("far", 1), PAGE)).remove(0);
-    assert!(said.contains("is not on this host"), "{said}");
+    assert!(said.contains("can't be reached here"), "{said}");
     said
 }
 
