@@ -6,9 +6,9 @@ use maru_proto::{
     DEFAULT_MAX_BODY, EntryRecord, EntryRequest, Frame, GetRegionRequest, Header, HeartbeatRecord,
     HeldPinsRecord, HelloRequest, HelloResponse, KeyDigest, LatencyRecord, LatencyRequest,
     ListAllocationsRequest, ListPinsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord,
-    PoolRecord, ReclaimRequest, RegionRecord, RegisterRecord, ReleasePinsRecord, RequestAllocRequest,
-    ReturnAllocRequest, ServerRecord, SocketRecord, StatRecord, Step, UsageRecord, UsageRequest,
-    VersionRange, decode, max_response_body, statuses,
+    PoolRecord, ReclaimRequest, RegionRecord, RegisterRecord, ReleasePinsRecord, ReportRecord,
+    ReportsRequest, RequestAllocRequest, ReturnAllocRequest, ServerRecord, SocketRecord, StatRecord, Step,
+    UsageRecord, UsageRequest, VersionRange, decode, max_response_body, statuses,
 };
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -103,6 +103,11 @@ fn check(frame: &Frame<'_>, bytes: &[u8], limit: u32) {
         Opcode::GetLatencies => {
             check_records::<LatencyRequest>(frame);
             check_records::<LatencyRecord>(frame);
+        }
+        Opcode::ReportStats => check_records::<ReportRecord>(frame),
+        Opcode::ListReports => {
+            check_records::<ReportsRequest>(frame);
+            check_records::<ReportRecord>(frame);
         }
         Opcode::GetSocket => check_sockets(frame),
         Opcode::GetServer => check_server(frame),

@@ -10,8 +10,9 @@ use maru_proto::{
     EntryRecord, EntryRequest, Flags, Frame, FrameStatus, GetRegionRequest, HeartbeatRecord, HeldPinsRecord,
     HelloRequest, HelloResponse, KeyDigest, LatencyRecord, LatencyRequest, ListAllocationsRequest,
     ListPinsRequest, LocationRecord, Opcode, PageRecord, PagesRequest, PinsRecord, PoolRecord,
-    ReclaimRequest, RegionRecord, RegisterRecord, ReleasePinsRecord, RequestAllocRequest, ReturnAllocRequest,
-    ServerRecord, SocketRecord, StatRecord, UsageRecord, UsageRequest,
+    ReclaimRequest, RegionRecord, RegisterRecord, ReleasePinsRecord, ReportRecord, ReportsRequest,
+    RequestAllocRequest, ReturnAllocRequest, ServerRecord, SocketRecord, StatRecord, UsageRecord,
+    UsageRequest,
 };
 
 /// A request, of which only the number of records matters, and what a server makes of it.
@@ -127,6 +128,7 @@ fn shape(opcode: Opcode) -> Option<(usize, Answer)> {
         Opcode::Heartbeat => (0, Answer::One(size_of::<HeartbeatRecord>())),
         Opcode::GetUsage => (size_of::<UsageRequest>(), Answer::Any(size_of::<UsageRecord>())),
         Opcode::GetLatencies => (size_of::<LatencyRequest>(), Answer::Any(size_of::<LatencyRecord>())),
+        Opcode::ListReports => (size_of::<ReportsRequest>(), Answer::Any(size_of::<ReportRecord>())),
         Opcode::GetSocket => (0, Answer::Any(size_of::<SocketRecord>())),
         Opcode::GetServer => (0, Answer::One(size_of::<ServerRecord>())),
         Opcode::GetEntry => (size_of::<EntryRequest>(), Answer::Any(size_of::<EntryRecord>())),

@@ -5,9 +5,9 @@ use std::time::Duration;
 use arbitrary::Arbitrary;
 use maru_proto::{
     AuthToken, ConnectionKind, EntryRequest, FEATURE_NO_GRACE, Flags, FrameStatus, GetRegionRequest,
-    HelloRequest, InstanceId, KeyDigest, LatencyRequest, ListAllocationsRequest, ListPinsRequest, Opcode,
-    PagesRequest, PinsRecord, ReclaimRequest, RegisterRecord, ReleasePinsRecord, RequestAllocRequest,
-    ReturnAllocRequest, SessionToken, UsageRequest,
+    HelloRequest, InstanceId, KeyDigest, LatencyBucket, LatencyRequest, ListAllocationsRequest,
+    ListPinsRequest, Opcode, PagesRequest, PinsRecord, ReclaimRequest, RegisterRecord, ReleasePinsRecord,
+    ReportRecord, ReportsRequest, RequestAllocRequest, ReturnAllocRequest, SessionToken, UsageRequest,
 };
 use maru_server::state::{Digest, InstanceNumber, RegionId, State};
 use zerocopy::{Immutable, IntoBytes};
@@ -119,6 +119,8 @@ pub enum Ask {
     GetEntry(Key),
     ListPins { of: Option<Key>, whose: Option<Whose>, slot: u8, instance: u8, held: u8 },
     ReleasePins { pins: Vec<(Key, Whose, u8)>, is_right: bool },
+    Report { buckets: Vec<(u8, u8, u8)>, is_right: bool },
+    ListReports { instance: u8, operation: u8, upper_ns: u32 },
 }
 
 /// What a request may be about.
@@ -280,6 +282,31 @@ impl Ask {
                 };
                 let records = pins.iter().take(BATCH).map(record).collect::<Vec<_>>();
                 frame(Opcode::ReleasePins, Flags::NONE, id, &records)
+            }
+            Ask::Report { buckets, is_right } => {
+                let record = |&(operation, bucket, calls): &(u8, u8, u8)| {
+                    let upper_ns = LatencyBucket::of(1 << (bucket % 40)).upper_ns() + u64::from(!is_right);
+                    let calls = u64::from(calls);
+                    ReportRecord {
+                        instance: 0.into(),
+                        operation: u16::from(operation % 10).into(),
+                        reserved: 0.into(),
+                        upper_ns: upper_ns.into(),
+                        calls: calls.into(),
+                        total_ns: (calls * upper_ns).into(),
+                    }
+                };
+                let records = buckets.iter().take(BATCH).map(record).collect::<Vec<_>>();
+                frame(Opcode::ReportStats, Flags::NONE, id, &records)
+            }
+            Ask::ListReports { instance, operation, upper_ns } => {
+                let request = ReportsRequest {
+                    instance: u32::from(instance % 8).into(),
+                    operation: u16::from(*operation).into(),
+                    reserved: 0.into(),
+                    upper_ns: u64::from(*upper_ns).into(),
+                };
+                frame(Opcode::ListReports, Flags::NONE, id, &[request])
             }
         }
     }

@@ -10,8 +10,8 @@ use maru_client::fuzzing::records_taken;
 use maru_proto::{
     AuthToken, BodyError, DigestKey, FEATURE_NO_GRACE, Flags, Frame, FrameStatus, Header, HeldPinsRecord,
     HelloRequest, HelloResponse, LatencyRecord, LatencyRequest, ListAllocationsRequest, ListPinsRequest,
-    Opcode, RegionRecord, SessionToken, Step, UsageRecord, UsageRequest, VersionRange, decode,
-    max_response_body,
+    Opcode, RegionRecord, ReportRecord, ReportsRequest, SessionToken, Step, UsageRecord, UsageRequest,
+    VersionRange, decode, max_response_body,
 };
 use maru_server::Output;
 use maru_server::service::{Next, ServedPool, ServedSocket, Service, ServiceConfig, Session, Transport};
@@ -492,6 +492,17 @@ fn check_list(request: &Frame<'_>, answer: &Frame<'_>) {
             request.record().map(|asked: &LatencyRequest| (asked.opcode.get(), asked.upper_ns.get())),
             answer.records().map(|buckets: &[LatencyRecord]| {
                 buckets.iter().map(|bucket| (bucket.opcode.get(), bucket.upper_ns.get()))
+            }),
+        ),
+        Some(Opcode::ListReports) => ascends(
+            request.record().map(|asked: &ReportsRequest| {
+                (asked.instance.get(), asked.operation.get(), asked.upper_ns.get())
+            }),
+            answer.records().map(|buckets: &[ReportRecord]| {
+                let place = |bucket: &ReportRecord| {
+                    (bucket.instance.get(), bucket.operation.get(), bucket.upper_ns.get())
+                };
+                buckets.iter().map(place)
             }),
         ),
         Some(Opcode::ListPins) => ascends(
