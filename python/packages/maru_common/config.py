@@ -47,8 +47,8 @@ class MaruConfig:
             host.
         tls_identity: Files in PEM with the certificate and the private key of this client, for servers on ``tls://``
             that ask for one.
-        device_map: Where pools lie on this host, by their UUIDs, for a server on another host; ``None`` to look for them
-            under the server's path and at all ``/dev/dax*``.
+        device_map: Where pools lie on this host, by their UUIDs, for a server on another host; ``None`` to look for
+            them under the server's path and at all ``/dev/dax*``.
         checksum: Whether chunks are stored with a checksum of their bytes. Whoever reads such a chunk, with or without
             this option, takes it for missing where its bytes are not those that were stored, and logs an error.
         use_async_rpc, max_inflight: Taken for compatibility. All calls of a handler share its connections, any number
