@@ -285,7 +285,8 @@ impl Ask {
             }
             Ask::Report { buckets, is_right } => {
                 let record = |&(operation, bucket, calls): &(u8, u8, u8)| {
-                    let upper_ns = LatencyBucket::of(1 << (bucket % 40)).upper_ns() + u64::from(!is_right);
+                    let upper_ns =
+                        LatencyBucket::of(1 << (bucket % 40)).upper_ns().wrapping_add(u64::from(!is_right));
                     let calls = u64::from(calls);
                     ReportRecord {
                         instance: 0.into(),
@@ -293,7 +294,7 @@ impl Ask {
                         reserved: 0.into(),
                         upper_ns: upper_ns.into(),
                         calls: calls.into(),
-                        total_ns: (calls * upper_ns).into(),
+                        total_ns: calls.saturating_mul(upper_ns).into(),
                     }
                 };
                 let records = buckets.iter().take(BATCH).map(record).collect::<Vec<_>>();
