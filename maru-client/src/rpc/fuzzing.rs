@@ -8,8 +8,8 @@ use super::Backlog;
 use super::input::Input;
 use super::request::{
     AssertPins, GetEntry, GetLatencies, GetPages, GetRegion, GetServer, GetSocket, GetStats, GetUsage,
-    Heartbeat, Hello, ListAllocations, ListPins, ListPools, Lookup, LookupKind, OnEach, Reclaim, Register,
-    ReleasePins, Request, RequestAlloc, ReturnAlloc, Undo, Verb, decode_answer,
+    Heartbeat, Hello, ListAllocations, ListPins, ListPools, ListReports, Lookup, LookupKind, OnEach, Reclaim,
+    Register, ReleasePins, Request, RequestAlloc, ReturnAlloc, Undo, Verb, decode_answer,
 };
 use super::slots::{Recipient, RequestId, Slots};
 use crate::error::{ProtocolError, Result};
@@ -31,6 +31,7 @@ pub fn records_taken(request: &Frame<'_>, answer: &Frame<'_>) -> Option<Result<u
         Opcode::GetStats => taken(&GetStats([]), answer, Vec::len),
         Opcode::GetUsage => taken(&GetUsage(*request.record().ok()?), answer, Vec::len),
         Opcode::GetLatencies => taken(&GetLatencies(*request.record().ok()?), answer, Vec::len),
+        Opcode::ListReports => taken(&ListReports(*request.record().ok()?), answer, Vec::len),
         Opcode::GetSocket => taken(&GetSocket([]), answer, Vec::len),
         Opcode::GetServer => taken(&GetServer([]), answer, |_| 1),
         Opcode::GetEntry => taken(&GetEntry(*request.record().ok()?), answer, Vec::len),
