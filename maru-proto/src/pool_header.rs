@@ -103,6 +103,8 @@ pub enum PoolHeaderError {
 }
 
 impl PoolHeader {
+    /// The file that holds the header of a folder.
+    pub const FILE: &str = "maru.pool";
     /// Bytes of a header.
     pub const LEN: usize = 128;
     /// Bytes from one slot to the other.
@@ -140,6 +142,11 @@ impl PoolHeader {
     /// Whose directory says what is in it; zeros where nobody's does yet.
     pub const fn deployment(&self) -> [u8; 16] {
         self.deployment
+    }
+
+    /// Whether no directory has said yet what is in it.
+    pub fn is_new(&self) -> bool {
+        self.deployment == [0; 16]
     }
 
     /// The header once what is in the pool is discarded, and another directory says what is in it.

@@ -15,8 +15,6 @@ use memmap2::MmapOptions;
 
 use crate::error::{Error, Result};
 
-/// The header's file in a folder.
-const HEADER_FILE: &str = "maru.pool";
 /// How much of a device is mapped to read its header: devices map in steps of their own, of which there are these.
 const DEVICE_STEPS: [usize; 3] = [PoolHeader::SLOTS_LEN, 2 << 20, 1 << 30];
 /// Where the system shows devices of memory.
@@ -158,7 +156,7 @@ fn dax_devices(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn read_header(path: &Path, is_device: bool) -> io::Result<PoolHeader> {
-    let file = File::open(if is_device { path.to_owned() } else { path.join(HEADER_FILE) })?;
+    let file = File::open(if is_device { path.to_owned() } else { path.join(PoolHeader::FILE) })?;
     let mut area = [0; PoolHeader::SLOTS_LEN];
     if file.metadata()?.file_type().is_char_device() {
         let beginning = map_beginning(&file)?;
@@ -248,7 +246,7 @@ mod tests {
     #[test]
     fn another_pool_under_the_same_path_is_not_taken_for_it() {
         let folder = tempfile::tempdir().unwrap();
-        write(&folder.path().join(HEADER_FILE), &header(1));
+        write(&folder.path().join(PoolHeader::FILE), &header(1));
         let of_other_host = record(PoolKind::Tmpfs, folder.path(), &header(2));
         let said = refused(&of_other_host, &DeviceMap::default(), folder.path());
         assert!(said.contains("memory of the server's host, and hosts share fsdax and devdax"), "{said}");
@@ -272,7 +270,7 @@ mod tests {
     #[test]
     fn a_folder_of_this_host_is_found_where_the_server_has_it() {
         let folder = tempfile::tempdir().unwrap();
-        write(&folder.path().join(HEADER_FILE), &header(1));
+        write(&folder.path().join(PoolHeader::FILE), &header(1));
         let pool = record(PoolKind::Tmpfs, folder.path(), &header(1));
         let found = LocalPool::find_among(&pool, &DeviceMap::default(), folder.path()).unwrap();
         assert_eq!(found, LocalPool { path: folder.path().to_owned(), is_device: false });

@@ -48,7 +48,7 @@ impl PoolDevice {
             None => None,
         };
         let was_used = header.is_some_and(|facts| match facts.header {
-            Ok(header) => header.deployment() != [0; 16],
+            Ok(header) => !header.is_new(),
             Err(error) => error != PoolHeaderError::Missing,
         });
         Ok(PoolDevice {

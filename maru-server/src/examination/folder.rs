@@ -9,7 +9,7 @@ use rustix::fs::statvfs;
 
 use super::{HeaderFacts, PoolLock, lock};
 use crate::files::rounded;
-use crate::pool::{HEADER_FILE, HugePages, Mount, free_bytes, region_bytes, region_files};
+use crate::pool::{HugePages, Mount, free_bytes, nearest_folder, region_bytes, region_files};
 
 /// A folder that is a pool, or could become one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,9 +44,7 @@ impl PoolFolder {
     /// Looks at a folder without changing anything.
     pub(super) fn look(path: &Path) -> io::Result<PoolFolder> {
         let exists = path.try_exists()?;
-        let path = std::path::absolute(path)?;
-        let there =
-            path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/")).canonicalize()?;
+        let there = nearest_folder(path)?;
         let mount = Mount::of(&there)?;
         // A folder of another user's is looked at as far as that goes.
         let files = if exists { region_files(&there) } else { Ok(Vec::new()) };
@@ -70,7 +68,7 @@ impl PoolFolder {
 }
 
 fn header(folder: &Path) -> io::Result<(Option<HeaderFacts>, PoolLock)> {
-    let file = match File::open(folder.join(HEADER_FILE)) {
+    let file = match File::open(folder.join(PoolHeader::FILE)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Ok((Some(HeaderFacts::MISSING), PoolLock::Unused));

@@ -17,9 +17,6 @@ use crate::error::ServerError;
 use crate::journal::JournalError;
 use crate::state::{RegionId, RegionInfo, RetiredRegion, SavedRegion};
 
-/// The directory of a pool that is new.
-const NOBODY: [u8; 16] = [0; 16];
-
 /// A device that this process alone hands out regions from.
 #[derive(Debug)]
 pub(super) struct DevicePool {
@@ -111,7 +108,7 @@ impl Pool for DevicePool {
         if self.header.is_of(deployment) {
             return Ok(false);
         }
-        let was_in_use = !self.header.is_of(NOBODY);
+        let was_in_use = !self.header.is_new();
         self.header.discard(deployment);
         Ok(was_in_use)
     }

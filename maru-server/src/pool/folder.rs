@@ -21,9 +21,6 @@ use crate::files::rounded;
 use crate::journal::JournalError;
 use crate::state::{RegionId, RegionInfo, RetiredRegion, SavedRegion};
 
-/// The file that holds the header, and that one server at a time holds locked.
-pub(crate) const HEADER_FILE: &str = "maru.pool";
-
 /// What statfs(2) says of a hugetlbfs.
 const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
 
@@ -199,9 +196,9 @@ fn bound_to(node: u32, kind: PoolKind, prefault: Prefault, folder: &Path) -> Res
     found.map_err(|source| ServerError::PoolNode { path: folder.to_owned(), node, source })
 }
 
-/// Locks the folder for this process, and reads its header, or makes one.
+/// Locks the folder's header for this process, and reads its header, or makes one.
 fn take(folder: &Path) -> Result<(File, HeaderArea), ServerError> {
-    let path = folder.join(HEADER_FILE);
+    let path = folder.join(PoolHeader::FILE);
     let failed = |source| ServerError::Pool { path: path.clone(), source };
     let mut options = OpenOptions::new();
     let file = options

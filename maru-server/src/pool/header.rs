@@ -105,6 +105,11 @@ impl HeaderArea {
         self.header.deployment() == deployment
     }
 
+    /// Whether no directory has said yet what is in the pool.
+    pub(crate) fn is_new(&self) -> bool {
+        self.header.is_new()
+    }
+
     /// From now on this directory says what is in the pool; what another one said is void.
     pub(crate) fn discard(&mut self, deployment: [u8; 16]) {
         self.put(self.header.discarded(deployment));

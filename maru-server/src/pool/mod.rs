@@ -26,7 +26,7 @@ use crate::journal::JournalError;
 use crate::state::{RegionId, RegionInfo, RetiredRegion, SavedRegion};
 
 pub(crate) use device::DeviceShape;
-pub(crate) use folder::{HEADER_FILE, free_bytes, region_bytes, region_files};
+pub(crate) use folder::{free_bytes, region_bytes, region_files};
 pub use header::PoolIdentity;
 pub(crate) use header::map_read_only;
 pub(crate) use memory::Memory;
@@ -60,14 +60,21 @@ pub(crate) fn resolve(plan: &PoolPlan, folder_size: Option<ByteSize>) -> Result<
     Ok(PoolPlan { kind: Some(kind), size, ..plan.clone() })
 }
 
+/// The folder under this path, or the one in which it would be made.
+///
+/// # Errors
+/// What the system says where it can't be looked at.
+pub(crate) fn nearest_folder(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/")).canonicalize()
+}
+
 /// What a pool under this path is, or would be once it is made.
 fn kind_of(path: &Path) -> io::Result<PoolKind> {
     if path.exists() && !path.is_dir() {
         return Ok(PoolKind::DevDax);
     }
-    let path = std::path::absolute(path)?;
-    let there = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/")).canonicalize()?;
-    Ok(Mount::of(&there)?.map_or(PoolKind::FsDax, |mount| mount.pool_kind()))
+    Ok(Mount::of(&nearest_folder(path)?)?.map_or(PoolKind::FsDax, |mount| mount.pool_kind()))
 }
 
 /// The folder of the journal, where none is named. Files that are written to and grow by some bytes are not for huge pages.

@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 
 use super::device::Device;
-use super::folder::{HEADER_FILE, remove_regions};
+use super::folder::remove_regions;
 use super::header::{HeaderArea, PoolIdentity, erase, map};
 use crate::files::rounded;
 
@@ -194,7 +194,7 @@ impl IdlePool {
                 erase(&mut area);
                 // The file that is locked goes last.
                 let removed = remove_regions(&self.path, &[])
-                    .and_then(|_| std::fs::remove_file(self.path.join(HEADER_FILE)));
+                    .and_then(|_| std::fs::remove_file(self.path.join(PoolHeader::FILE)));
                 removed.map_err(failed(&self.path))
             }
         }
@@ -236,7 +236,7 @@ fn claim(path: &Path) -> Result<File, PreparationError> {
 }
 
 fn take_folder(folder: &Path) -> Result<Taken, PreparationError> {
-    let opened = File::options().read(true).write(true).open(folder.join(HEADER_FILE));
+    let opened = File::options().read(true).write(true).open(folder.join(PoolHeader::FILE));
     let header = match opened {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(PreparationError::NoPool(folder.to_owned()));
